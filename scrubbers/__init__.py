@@ -1,0 +1,1 @@
+"""Scrubbing: pure treatments of values, by rules that are data."""

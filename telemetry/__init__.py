@@ -1,0 +1,1 @@
+"""Milchglas: telemetry that keeps a privacy notice."""

@@ -1,0 +1,96 @@
+"""The log between the stages. Owns the `Broker` interface and the words of the books.
+
+A broker stores *parcels* in *streams*. It packs them into batches as it likes. Three calls:
+
+- `Broker.append` returns when the parcels and the counts are durable;
+- `Broker.poll` gives the next parcels of a stream to one group;
+- `Broker.finish` makes the outcome of one poll durable: outputs, counts and position together.
+
+Batch = unit of reading and finishing. Parcel = unit of outcome. Delivery is at least once: what is
+polled and not finished is polled again, in the same order, after a crash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from telemetry.parcel import Parcel
+
+__all__ = ["DEAD", "HELD", "SEALED", "Broker", "Counts", "Entry", "Polled", "clean"]
+
+SEALED, DEAD, HELD = "sealed", "dead", "held"
+
+
+def clean(recipient: str) -> str:
+    """Name of the stream of scrubbed parcels for one recipient.
+
+    >>> clean("heap")
+    'clean.heap'
+    """
+    return f"clean.{recipient}"
+
+
+class Entry(NamedTuple):
+    """One account of the books.
+
+    Attributes:
+        stage: ``edge``, ``pseudonymizer`` or the name of a recipient.
+        outcome: ``items_in``, ``sealed``, ``scrubbed``, ``routed``, ``delivered``, ``dropped``,
+            ``dead``, ``held`` or ``resent`` (the last outside the equations).
+        reason: Why, for ``dropped`` and ``dead``; else empty.
+    """
+
+    stage: str
+    outcome: str
+    reason: str = ""
+
+
+Counts = Mapping[Entry, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Polled:
+    """What one `Broker.poll` gave.
+
+    Attributes:
+        stream: Where it was read.
+        group: For whom.
+        position: The broker's own mark of the place behind the last parcel; opaque to callers.
+        parcels: In order. Empty if nothing is waiting.
+    """
+
+    stream: str
+    group: str
+    position: object
+    parcels: Sequence[Parcel]
+
+
+@runtime_checkable
+class Broker(Protocol):
+    """A durable log with books. Synchronous; one caller at a time for each instance.
+
+    Every method raises `telemetry.errors.BrokerError` when the log cannot take or give; then
+    nothing of that call is durable or acknowledged.
+    """
+
+    def append(self, stream: str, parcels: Sequence[Parcel], counts: Counts) -> None:
+        """Store `parcels` and add `counts` to the books; both or none, durable on return."""
+
+    def poll(self, stream: str, group: str, max_events: int) -> Polled:
+        """Read what follows the group's position, without moving it. Does not wait."""
+
+    def finish(
+        self, polled: Polled, outputs: Mapping[str, Sequence[Parcel]], counts: Counts
+    ) -> None:
+        """Store the outputs, add the counts and move the position; durable on return."""
+
+    def books(self) -> dict[Entry, int]:
+        """All counts since the log was created."""
+
+    def pending(self) -> dict[str, int]:
+        """Parcels not yet finished, by stream."""
+
+    def close(self) -> None:
+        """Let go of files and connections. What was acknowledged stays."""
