@@ -1,0 +1,420 @@
+"""One event from bytes to bytes: decode by type, treat each field, redact the free text, encode.
+
+This is the way of an event through ``scrubbers``, in order: `scrub` decodes what the rules declare
+(the rest never becomes an object), has them rewrite it field by field into the contract's type with
+the treatments of a `Ledger`, scans all free text at once, and encodes. Which field gets which
+treatment is compiled from ``schemas/*.avsc`` (`telemetry.schema`); this module knows no field.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple, Protocol
+
+from scrubbers.address import AddressProfile, truncate_ip
+from scrubbers.known_values import KnownValues
+from scrubbers.model import AddressError, Remark, Scrubbed
+from scrubbers.text import Detectors, Numbering, redact_text
+from scrubbers.time import coarsen_time
+from scrubbers.url import reduce_url
+from scrubbers.user_agent import reduce_user_agent
+
+__all__ = ["FORMATS", "KEY", "Ledger", "Outcome", "Rules", "Slot", "Treatments", "rescrub", "scrub"]
+
+SEPARATOR: Final = "\x1e"
+KEY: Final = object()
+"""In a `Slot`: the text is a key of an open map, not a value."""
+
+Path = tuple[str | int, ...]
+Slot = tuple[Any, Any, str, Path, Path]
+"""Owner (object, list or dict), attribute or index, text, path of the record, rest of the path."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Treatments:
+    """What the treatments of one kind of event need to know.
+
+    Attributes:
+        detectors: The table of what counts as personal or secret in free text.
+        address_profile: How much of an address stays.
+        grain_s: Seconds to which times are rounded down.
+        user_agents: Reduce user agents here; else they are passed to a later hop as they are,
+            which only the SDK does, over loopback or TLS (it has no user-agent parser).
+    """
+
+    detectors: Detectors
+    address_profile: AddressProfile
+    grain_s: int
+    user_agents: bool = True
+
+
+class Rules(Protocol):
+    """What `telemetry.schema` compiles from one record."""
+
+    treatments: Treatments
+
+    def decode(self, raw: bytes, ledger: Ledger) -> Any:
+        """Read foreign JSON. Raises an error that repeats nothing of it."""
+
+    def rewrite(self, event: Any, path: Path, ledger: Ledger) -> Any:
+        """Treat each field; give the contract's object."""
+
+    def reread(self, body: bytes) -> Any:
+        """Read JSON of the contract itself; strict."""
+
+    def recheck(self, contract: Any, path: Path, ledger: Ledger) -> None:
+        """Treat a contract's object again, in place, by the policy of today."""
+
+    def slots(self, contract: Any, path: Path) -> Iterator[Slot]:
+        """All free text of the object, with the place it stands in."""
+
+    def encode(self, contract: Any) -> bytes:
+        """Write the contract's object as JSON."""
+
+
+class Outcome(NamedTuple):
+    """What became of one event.
+
+    Attributes:
+        event: JSON of the closed record.
+        remarks: What was changed and why.
+        identifiers: (kind, raw id) of whom it concerns: to be sealed, never stored.
+        event_id: The client's own id, 32 hex digits, or empty.
+        event_time: When it happened, UTC, coarsened; None if it did not say.
+    """
+
+    event: Scrubbed
+    remarks: list[Remark]
+    identifiers: list[tuple[str, str | int]]
+    event_id: str
+    event_time: datetime | None
+
+
+_EMPTY: Final = frozenset(("", "null", "None", "[Filtered]"))
+_LEVELS: Final = {10: "debug", 20: "info", 30: "warning", 40: "error", 50: "fatal"}
+_HEX = re.compile(r"(?:0x)?[0-9a-fA-F-]{1,72}")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:/-]{0,63}|[0-9]{1,20}")
+_METHOD = re.compile(r"[A-Za-z]{1,16}")
+_LEVEL = re.compile(r"fatal|critical|error|warning|warn|info|log|debug|trace|[1-5]0")
+_IDENTIFIER = re.compile(r"[A-Za-z_$][A-Za-z0-9_$.]{0,63}")
+
+
+def _level(text: str) -> str | None:
+    if not _LEVEL.fullmatch(text):
+        return None
+    return (
+        _LEVELS[int(text)]
+        if text.isdigit()
+        else {"critical": "fatal", "warn": "warning"}.get(text, text)
+    )
+
+
+def _matching(pattern: re.Pattern[str]) -> Callable[[str], str | None]:
+    return lambda text: text if pattern.fullmatch(text) else None
+
+
+FORMATS: Final[Mapping[str, Callable[[str], str | None]]] = {
+    "hex": _matching(_HEX),
+    "name": _matching(_NAME),
+    "method": _matching(_METHOD),
+    "level": _level,
+    # The caller has compared the text with a list already: names of declared analytics events.
+    "declared": lambda text: text,
+}
+"""What a kept text may look like. A text that is not redacted needs one: else it is not kept."""
+
+
+class Ledger:
+    """Treatments of one event, and what they leave behind. Lives as long as that event's scrub."""
+
+    __slots__ = (
+        "client_address",
+        "event_id",
+        "event_time",
+        "identifiers",
+        "known",
+        "remarks",
+        "texts",
+        "treatments",
+    )
+
+    def __init__(self, treatments: Treatments, client_address: str | None = None) -> None:
+        self.treatments = treatments
+        self.client_address = client_address
+        self.texts: list[str] = []
+        self.remarks: list[Remark] = []
+        self.identifiers: list[tuple[str, str | int]] = []
+        self.known: list[tuple[str, str]] = []
+        self.event_id = ""
+        self.event_time: datetime | None = None
+
+    def strip(self, path: Path, name: str) -> None:
+        """Note that a declared payload was there and is gone."""
+        self.remarks.append(Remark((*path, name), "strip", "remove"))
+
+    def invalid(self, path: Path, name: str) -> None:
+        """Note that a value did not fit its type and is gone."""
+        self.remarks.append(Remark((*path, name), "type", "invalid"))
+
+    def know(self, kind: str, value: Any, path: Path, name: str) -> None:
+        """Take a value out of the event and look for it everywhere else in it."""
+        text = value if type(value) is str else str(value)
+        if text in _EMPTY:
+            return
+        if kind == "ip" and "," in text:
+            self.known.extend((kind, part.strip()) for part in text.split(",") if part.strip())
+        elif kind == "secret" and " " in text:
+            self.known.append((kind, text.rpartition(" ")[2]))
+        else:
+            self.known.append((kind, text))
+        self.remarks.append(Remark((*path, name), "strip", "remove"))
+
+    def identify(self, kind: str, value: str | int, path: Path, name: str) -> None:
+        """Take an identifier out of the event, to be sealed for the pseudonymizer."""
+        if value == "":
+            return
+        self.identifiers.append((kind, value))
+        self.known.append((kind.partition(":")[0], str(value)))
+
+    def formatted(self, form: str, value: Any, path: Path, name: str) -> str | None:
+        """Keep a technical text only in its declared form."""
+        text = FORMATS[form](value if type(value) is str else str(value))
+        if text is None:
+            self.invalid(path, name)
+        return text
+
+    def member(self, values: frozenset[str], value: str, path: Path, name: str) -> str | None:
+        """Keep a text only if it is on the list."""
+        if value in values:
+            return value
+        self.invalid(path, name)
+        return None
+
+    def integer(self, value: Any, minimum: int, maximum: int, path: Path, name: str) -> int | None:
+        """Read a whole number that may come as text or with a fraction of zero."""
+        try:
+            number = int(value)
+        except (ValueError, OverflowError):
+            number = maximum + 1
+        if minimum <= number <= maximum:
+            return number
+        self.invalid(path, name)
+        return None
+
+    def boolean(self, value: Any, path: Path, name: str) -> bool | None:
+        """Read a truth value that may come as text or number."""
+        if value in (True, "true", "True", "1"):
+            return True
+        if value in (False, "false", "False", "0"):
+            return False
+        self.invalid(path, name)
+        return None
+
+    def address(self, value: str, path: Path, name: str) -> str | None:
+        """Cut an address; ``{{auto}}`` stands for whoever connected."""
+        if value == "{{auto}}":
+            if self.client_address is None:
+                return None
+            value = self.client_address
+        try:
+            prefix = truncate_ip(value, profile=self.treatments.address_profile)
+        except AddressError:
+            self.invalid(path, name)
+            return None
+        if prefix != value:
+            self.known.append(("ip", value))
+            self.remarks.append(Remark((*path, name), "truncate_ip", "reduce"))
+        return prefix or None
+
+    def url(self, value: str, path: Path, name: str, *, keep_path: bool) -> str:
+        """Reduce a URL or file path; what is left is still scanned as text."""
+        reduced = reduce_url(value, keep_path=keep_path)
+        if reduced != value:
+            self.remarks.append(Remark((*path, name), "reduce_url", "reduce"))
+        self.texts.append(reduced)
+        return reduced
+
+    def user_agent(self, value: str, path: Path, name: str) -> str | None:
+        """Keep browser family and major version, system family and device class."""
+        if not self.treatments.user_agents:
+            return value
+        reduced = reduce_user_agent(value)
+        if reduced != value:
+            self.remarks.append(Remark((*path, name), "reduce_user_agent", "reduce"))
+        return reduced
+
+    def time(self, value: str | float, path: Path, name: str) -> str | None:
+        """Round a time down to the policy's grain.
+
+        Takes RFC 3339 text (without an offset: UTC, as Sentry defines it) or seconds since 1970.
+        """
+        at = self.moment(value)
+        if at is None:
+            self.invalid(path, name)
+            return None
+        return at.isoformat().replace("+00:00", "Z")
+
+    def moment(self, value: str | float) -> datetime | None:
+        """Read a time and round it down, or give None if it is none."""
+        try:
+            if type(value) is str:
+                at = datetime.fromisoformat(value)
+                at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+            else:
+                at = datetime.fromtimestamp(float(value), UTC)
+            return coarsen_time(at, seconds=self.treatments.grain_s)
+        except (ValueError, OverflowError, OSError):
+            return None
+
+    def texts_of(self, value: Mapping[str, Any]) -> dict[str, str]:
+        """Read an open map of scalars; keys and values are free text."""
+        plain = {
+            key: item
+            if type(item) is str
+            else "true"
+            if item is True
+            else "false"
+            if item is False
+            else str(item)
+            for key, item in value.items()
+            if item is not None
+        }
+        self.texts.extend(plain)
+        self.texts.extend(plain.values())
+        return plain
+
+    def shape(self, value: Mapping[str, Any], path: Path, name: str) -> dict[str, str] | None:
+        """Keep the names of variables and the class of their values, never content or length."""
+        shapes = {
+            key if _IDENTIFIER.fullmatch(key) else "<key>": _shape(bytes(raw))
+            for key, raw in value.items()
+        }
+        if not shapes:
+            return None
+        self.texts.extend(shapes)
+        self.remarks.append(Remark((*path, name), "shape", "reduce"))
+        return shapes
+
+
+_SHAPES: Final = frozenset(("null", "bool", "number", "text", "list", "map", "object", "empty"))
+_BY_FIRST: Final = {
+    ord("["): "list",
+    ord("{"): "map",
+    ord("t"): "bool",
+    ord("f"): "bool",
+    ord("n"): "null",
+    **dict.fromkeys(b"-0123456789", "number"),
+}
+_REPR_BY_FIRST: Final = {
+    ord("["): "list",
+    ord("("): "list",
+    ord("{"): "map",
+    ord("<"): "object",
+    **dict.fromkeys(b"-0123456789", "number"),
+}
+_WORDS: Final = {
+    b"None": "null",
+    b"null": "null",
+    b"undefined": "null",
+    b"True": "bool",
+    b"False": "bool",
+}
+
+
+def _shape(raw: bytes) -> str:
+    """Class of a JSON value. SDKs send locals as their ``repr``: a text that shows the class."""
+    if raw[0] != ord('"'):
+        return "empty" if raw in (b"[]", b"{}") else _BY_FIRST.get(raw[0], "text")
+    text = raw[1:-1]
+    if (own := text.decode("ascii", "replace")) in _SHAPES:
+        return own
+    if text in (b"", b"''", b'\\"\\"', b"[]", b"{}", b"()"):
+        return "empty"
+    return _WORDS.get(text) or _REPR_BY_FIRST.get(text[0], "text")
+
+
+def scrub(
+    raw: bytes,
+    rules: Rules,
+    *,
+    known: Sequence[tuple[str, str]] = (),
+    client_address: str | None = None,
+) -> Outcome:
+    """Scrub one event: the only way to make a `Scrubbed`.
+
+    Args:
+        raw: Foreign JSON of one event.
+        rules: Compiled from the record that describes it.
+        known: (kind, value) pairs that the request is known to hold and that may appear nowhere.
+        client_address: Who connected, for events that ask to have it filled in.
+
+    Returns:
+        The event in its closed schema, with what was done to it.
+
+    Raises:
+        EventError: It cannot be read, or a text could not be made safe.
+    """
+    ledger = Ledger(rules.treatments, client_address)
+    ledger.known.extend(known)
+    contract = rules.rewrite(rules.decode(raw, ledger), (), ledger)
+    _redact(contract, rules, ledger)
+    return _outcome(contract, rules, ledger)
+
+
+def rescrub(body: Scrubbed, rules: Rules, *, known: Sequence[tuple[str, str]] = ()) -> Outcome:
+    """Scrub an event of the contract once more, by the policy of today.
+
+    Scrubbing twice changes nothing; under a stricter policy it removes what that no longer allows.
+    """
+    ledger = Ledger(rules.treatments)
+    ledger.known.extend(known)
+    contract = rules.reread(body)
+    rules.recheck(contract, (), ledger)
+    _redact(contract, rules, ledger)
+    return _outcome(contract, rules, ledger)
+
+
+def _outcome(contract: Any, rules: Rules, ledger: Ledger) -> Outcome:
+    return Outcome(
+        Scrubbed(rules.encode(contract)),
+        ledger.remarks,
+        ledger.identifiers,
+        ledger.event_id,
+        ledger.event_time,
+    )
+
+
+def _redact(contract: Any, rules: Rules, ledger: Ledger) -> None:
+    """Scan all free text in one pass; only if something may be there, go text by text."""
+    texts = ledger.texts
+    if not texts:
+        return
+    detectors = rules.treatments.detectors
+    joined = SEPARATOR.join(texts)
+    known = KnownValues(ledger.known) if ledger.known else None
+    # A text that holds the separator itself could hide where it ends.
+    if (
+        not detectors.gate(joined)
+        and (known is None or not known.found_in(joined))
+        and joined.count(SEPARATOR) == len(texts) - 1
+    ):
+        return
+    numbering = Numbering()
+    for owner, key, text, path, tail in rules.slots(contract, ()):
+        redacted, remarks = redact_text(text, detectors, known=known, numbering=numbering)
+        if not remarks:
+            continue
+        if key is KEY:
+            # The name of an entry cannot be shown once it was personal: the entry goes.
+            owner.pop(text, None)
+            ledger.remarks.append(Remark((*path, *tail, "<key>"), remarks[0].rule, "remove"))
+            continue
+        if type(owner) is list or type(owner) is dict:
+            owner[key] = redacted
+        else:
+            setattr(owner, key, redacted)
+        where = (*path, *tail)
+        ledger.remarks.extend(remark._replace(path=where) for remark in remarks)

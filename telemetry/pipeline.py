@@ -1,0 +1,283 @@
+"""The pseudonymizer: what becomes of one parcel, and the loop around it.
+
+An event arrives scrubbed, its identifiers sealed. `decide` scrubs it again by the policy of today,
+asks who may receive it, and makes one parcel for each recipient with that recipient's tokens and
+the tags. It does no I/O: `Pseudonymizer` polls, resolves identities in one batch, decides, and
+finishes — outputs, counts and position in one step. It has no way out but the clean logs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+from scrubbers.engine import rescrub
+from scrubbers.model import Remark, Scrubbed
+from telemetry.brokers import DEAD, HELD, SEALED, Broker, Entry, Polled, clean
+from telemetry.errors import EventError, TransportError
+from telemetry.identity import Domain, Identity, Resolved, Sealed
+from telemetry.parcel import Parcel
+from telemetry.policy import Policy, PolicyRegister
+from telemetry.retention import retention_date
+from telemetry.schema import Schemas
+from telemetry.sinks import Shaping, Sink, Tags
+
+__all__ = ["Deliver", "Drop", "Hold", "Park", "Pseudonymizer", "Terms", "decide"]
+
+GROUP: Final = "pseudonymizer"
+_POLL_EVENTS: Final = 256
+_IDLE_S: Final = 0.02
+_HOLD_S: Final = 1.0
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.pipeline")
+_read_remarks = msgspec.json.Decoder(list[Remark]).decode
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """It goes to this recipient, as this parcel of its clean log."""
+
+    parcel: Parcel
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """It does not go to this recipient, by rule. An outcome, not an error; counted by reason."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Park:
+    """It is bad and becomes a dead letter."""
+
+    reason: str
+    path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Its subject is restricted or an objection is pending: it waits, still sealed."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """The terms under which parcels leave: fixed while the process runs.
+
+    Attributes:
+        policy: The live policy. schemas: Compiled under it. register: Which other policies'
+            parcels are still accepted. sinks: By recipient; only `Sink.shape` is used here.
+    """
+
+    policy: Policy
+    schemas: Schemas
+    register: PolicyRegister
+    sinks: Mapping[str, Sink]
+
+
+Decision = Park | Hold | Drop | Mapping[str, Deliver | Drop]
+
+_STATES: Final[Mapping[str, Drop | Hold]] = {
+    "ERASED": Drop("erased"),
+    "OBJECTED": Drop("objected"),
+    "WITHDRAWN": Drop("no_consent"),
+    "RESTRICTED": Hold("restricted"),
+}
+
+
+def decide(
+    parcel: Parcel, identities: Resolved | EventError, terms: Terms, now: datetime
+) -> Decision:
+    """Decide what becomes of one parcel. No I/O.
+
+    Args:
+        parcel: From the sealed log.
+        identities: What its capsule opened to, or why it did not.
+        terms: Policy, schemas and sinks.
+        now: Aware UTC time.
+
+    Returns:
+        `Park` or `Hold` for the whole parcel, `Drop` if no recipient gets it for one reason, else
+        one outcome for each recipient of its purpose.
+    """
+    if now >= parcel.retain_until:
+        return Drop("expired")
+    if not terms.register.accepts(parcel.policy_digest):
+        return Park("unknown_policy")
+    if isinstance(identities, EventError):
+        return Park(identities.reason, identities.path)
+    if (verdict := _STATES.get(identities.state(parcel.purpose))) is not None:
+        return verdict
+    recipients = terms.policy.recipients_of(parcel.purpose)
+    if not recipients:
+        return Drop("no_recipient")
+    try:
+        rules = terms.schemas.rules_for(parcel.kind, parcel.body)
+        outcome = rescrub(Scrubbed(parcel.body), rules)
+        remarks = [*_remarks_of(parcel), *outcome.remarks]
+    except EventError as error:
+        return Park(error.reason, error.path)
+    return {
+        name: _for_recipient(name, parcel, outcome.event, remarks, identities, terms)
+        for name in recipients
+    }
+
+
+def _remarks_of(parcel: Parcel) -> list[Remark]:
+    try:
+        return _read_remarks(parcel.remarks) if parcel.remarks else []
+    except msgspec.MsgspecError:
+        raise EventError("contract", "remarks") from None
+
+
+def _for_recipient(
+    name: str,
+    parcel: Parcel,
+    event: Scrubbed,
+    remarks: Sequence[Remark],
+    identities: Resolved,
+    terms: Terms,
+) -> Deliver | Drop:
+    recipient = terms.policy.recipients[name]
+    domain = Domain(name=recipient.domain, label=recipient.label, epoch=recipient.epoch)
+    original = recipient.event_ids == "original"
+    delivery_id = parcel.event_id if original else identities.delivery_id(domain)
+    shaping = Shaping(
+        kind=parcel.kind,
+        delivery_id=delivery_id,
+        occurred_at=parcel.occurred_at,
+        tokens=identities.tokens(domain, parcel.occurred_at),
+        remarks=remarks,
+        tags=Tags(
+            retain_until=retention_date(parcel.retain_until),
+            retention_class=parcel.retention_class,
+            policy=terms.policy.digest[:12],
+            notice=parcel.notice_version,
+        ),
+    )
+    try:
+        body = terms.sinks[name].shape(event, shaping)
+    except EventError as error:
+        return Drop(error.reason)
+    return Deliver(
+        replace(
+            parcel,
+            event_id=delivery_id,
+            policy_digest=terms.policy.digest,
+            capsule=b"",
+            body=body,
+            remarks=b"",
+        )
+    )
+
+
+class Pseudonymizer:
+    """The loop around `decide`. Alone in holding keys; has no way out but the clean logs.
+
+    Args:
+        broker: Where sealed parcels come from and clean ones go.
+        identity: Opens capsules, makes tokens.
+        terms: Policy, schemas, sinks.
+        on_storage: Runs a function of the broker on the one thread that may use it.
+        on_scrub: Runs a function on the thread for work of the processor.
+        now: Aware UTC clock.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        identity: Identity,
+        terms: Terms,
+        *,
+        on_storage: Callable[..., Awaitable[Any]],
+        on_scrub: Callable[..., Awaitable[Any]],
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._broker, self._identity, self._terms = broker, identity, terms
+        self._on_storage, self._on_scrub, self._now = on_storage, on_scrub, now
+        self.holding = ""
+        """Why nothing is taken at the moment; empty if all is well."""
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until `stop` is set. What is not finished then is polled again at the next start."""
+        while not stop.is_set():
+            try:
+                busy = await self.step()
+                self.holding = ""
+            except TransportError as error:
+                # Vault, keys or log cannot be asked: stop taking; never send unchecked.
+                if not self.holding:
+                    _log.warning("holding", reason=type(error).__name__)
+                self.holding = type(error).__name__
+                busy = False
+            if not busy:
+                pause = _HOLD_S if self.holding else _IDLE_S
+                try:
+                    await asyncio.wait_for(stop.wait(), pause)
+                except TimeoutError:
+                    continue
+
+    async def step(self) -> bool:
+        """Take one batch through. Tells whether there was any."""
+        polled: Polled = await self._on_storage(self._broker.poll, SEALED, GROUP, _POLL_EVENTS)
+        if not polled.parcels and polled.position is None:
+            return False
+        outputs, counts = await self._on_scrub(self._decide_all, polled.parcels)
+        await self._on_storage(self._broker.finish, polled, outputs, counts)
+        return True
+
+    def _decide_all(
+        self, parcels: Sequence[Parcel]
+    ) -> tuple[dict[str, list[Parcel]], Counter[Entry]]:
+        resolved = self._identity.resolve(
+            [
+                Sealed(
+                    capsule=parcel.capsule,
+                    event_id=parcel.event_id,
+                    schema=parcel.kind,
+                    occurred_at=parcel.occurred_at,
+                    tenant=parcel.tenant,
+                )
+                for parcel in parcels
+            ]
+        )
+        now = self._now()
+        outputs: dict[str, list[Parcel]] = {}
+        counts: Counter[Entry] = Counter()
+        for parcel, identities in zip(parcels, resolved, strict=True):
+            decision = decide(parcel, identities, self._terms, now)
+            _enter(parcel, decision, outputs, counts)
+        return outputs, counts
+
+
+def _enter(
+    parcel: Parcel, decision: Decision, outputs: dict[str, list[Parcel]], counts: Counter[Entry]
+) -> None:
+    """Turn one decision into outputs and counts: ``sealed = scrubbed + dropped + dead + held``."""
+    if isinstance(decision, Park):
+        outputs.setdefault(DEAD, []).append(replace(parcel, reason=decision.reason))
+        counts[Entry(GROUP, "dead", decision.reason)] += 1
+        return
+    if isinstance(decision, Hold):
+        outputs.setdefault(HELD, []).append(replace(parcel, reason=decision.reason))
+        counts[Entry(GROUP, "held", decision.reason)] += 1
+        return
+    if isinstance(decision, Drop):
+        counts[Entry(GROUP, "dropped", decision.reason)] += 1
+        return
+    counts[Entry(GROUP, "scrubbed")] += 1
+    for recipient, outcome in decision.items():
+        counts[Entry(recipient, "routed")] += 1
+        if isinstance(outcome, Drop):
+            counts[Entry(recipient, "dropped", outcome.reason)] += 1
+        else:
+            outputs.setdefault(clean(recipient), []).append(outcome.parcel)

@@ -1,0 +1,442 @@
+"""Load, check and hold the policy: ``schemas/policy/*.toml``.
+
+Owns what the words of a policy mean and refuses, at start, what cannot be enforced: with file, line
+and what to do. Knows no event and no key. Which fields exist stands in the schemas
+(`telemetry.schema`); how a value is treated, in ``scrubbers``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+
+from scrubbers.address import AddressProfile
+from telemetry.errors import PolicyError
+from telemetry.parcel import schemas_dir
+from telemetry.retention import Period
+
+__all__ = ["Policy", "Property", "Pseudonym", "Purpose", "Recipient", "load_policy", "policy_dir"]
+
+_Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_-]{0,40}$")]
+_T = TypeVar("_T")
+
+
+class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of a policy file. A key that is not declared here is refused."""
+
+
+class Safeguard(_Table):
+    """Transfer tool of Chapter V GDPR and the day on which somebody last checked it."""
+
+    tool: str
+    checked: str
+
+
+class Purpose(_Table):
+    """Why telemetry is processed.
+
+    Attributes:
+        name: By language.
+        basis: Article of the GDPR.
+        kinds: Records processed for it; a kind has one purpose.
+        retention: A class of ``retention.toml``.
+        source: The sentence of the notice it comes from.
+        interest: The legitimate interest, by language (Art. 13(1)(d)).
+        consent: Nothing of it leaves without a consent.
+    """
+
+    name: dict[str, str]
+    basis: str
+    kinds: list[str]
+    retention: str
+    source: str
+    interest: dict[str, str] = {}
+    consent: bool = False
+
+
+class Recipient(_Table):
+    """Who receives telemetry. A sink exists because a recipient names it.
+
+    Attributes:
+        sink: ``module:Class``; empty only with `refused`.
+        refused: Why nothing is sent there yet.
+        label: Stands in its tokens.
+        domain: ``purpose@recipient``: what its keys and tokens are bound to.
+        epoch: Life of its tokens: ``rel`` or ``quarter``.
+        event_ids: Whether it sees the event's own id or a derived one.
+        retention: What it really keeps.
+        erasure: ``api``, or ``compensated`` with the control that takes its place.
+        hosts: The only hosts that may be contacted for it.
+        rates: Its documented limits, by name.
+    """
+
+    entity: str
+    address: str
+    place: str
+    safeguard: Safeguard
+    purposes: list[str]
+    label: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]{2,12}$")]
+    domain: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9-]+@[a-z0-9-]+$")]
+    epoch: Literal["rel", "quarter"]
+    event_ids: Literal["original", "derived"]
+    retention: str
+    erasure: Literal["api", "compensated"]
+    source: str
+    hosts: list[str]
+    sink: str = ""
+    refused: str = ""
+    compensation: str = ""
+    rates: dict[str, int] = {}
+
+
+class _RetentionClass(_Table):
+    period: str
+    source: str
+
+
+class _Retention(_Table):
+    ceiling: str
+    class_: dict[str, _RetentionClass] = msgspec.field(name="class")
+
+
+class Pseudonym(_Table):
+    """One sort of identifier: where its ids come from and what a valid one looks like."""
+
+    namespace: Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9:._-]{0,60}$")]
+    profile: Literal["integer", "uuid", "opaque", "nocase", "email"]
+
+
+class _TruncateIp(_Table):
+    profile: str
+
+
+class _Treatments(_Table):
+    truncate_ip: _TruncateIp
+    coarsen_time: dict[str, Annotated[int, msgspec.Meta(ge=1, le=86400)]]
+
+
+class _AddressProfile(_Table):
+    v4_bits: Annotated[int, msgspec.Meta(ge=0, le=24)] = 0
+    v6_bits: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
+    drop: bool = False
+
+
+class Property(_Table):
+    """What one property of an analytics event or user may hold."""
+
+    type: Literal["enum", "integer", "number", "boolean", "object", "text"]
+    values: list[str] = []
+    minimum: int = 0
+    maximum: int = 2**31 - 1
+    reason: str = ""
+
+
+class _UserProperties(_Table):
+    properties: dict[str, Property]
+
+
+class _Controller(_Table):
+    name: str
+    address: str
+    product: str
+
+
+class _Notice(_Table):
+    version: str
+    title: str
+
+
+class _ControllerFile(_Table):
+    controller: _Controller
+    dpo: dict[str, str]
+    authority: dict[str, str]
+    notice: _Notice
+
+
+_CEILING = Period(months=12)
+"""Nothing may be kept longer, whatever a policy says: the promise this project exists for."""
+
+
+class Policy:
+    """A policy that was checked. Immutable; make one with `load_policy`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._texts: dict[str, str] = {}
+        head = self._read("controller.toml", _ControllerFile)
+        self.controller, self.notice = head.controller, head.notice
+        self.purposes = self._read("purposes.toml", dict[_Name, Purpose])
+        self.recipients = self._read("recipients.toml", dict[_Name, Recipient])
+        retention = self._read("retention.toml", _Retention)
+        self.pseudonyms = self._read("pseudonyms.toml", dict[_Name, Pseudonym])
+        self.treatments = self._read("treatments.toml", _Treatments)
+        addresses = self._read("addresses.toml", dict[_Name, _AddressProfile])
+        self.events = self._read("events.toml", dict[str, dict[_Name, Property]])
+        self.user_properties = self._read("user_properties.toml", _UserProperties).properties
+        self._text("detectors.toml")
+
+        self.ceiling = self._period("retention.toml", "ceiling", retention.ceiling, _CEILING)
+        self.retention = {
+            name: self._period("retention.toml", f"class.{name}.period", entry.period, self.ceiling)
+            for name, entry in retention.class_.items()
+        }
+        self._check_purposes()
+        self._check_recipients()
+        self._check_properties()
+        profile = self.treatments.truncate_ip.profile
+        if profile not in addresses:
+            self._refuse(
+                "treatments.toml",
+                "truncate_ip.profile",
+                f"names the address profile {profile!r}, which addresses.toml does not have.",
+                f"Use one of: {', '.join(sorted(addresses))}.",
+            )
+        chosen = addresses[profile]
+        self.address_profile = AddressProfile(
+            name=profile, v4_bits=chosen.v4_bits, v6_bits=chosen.v6_bits, drop=chosen.drop
+        )
+
+    def _text(self, file: str) -> str:
+        path = self.folder / file
+        try:
+            text = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError):
+            raise PolicyError(
+                "is missing or unreadable.",
+                path=path,
+                remedy="Restore it, or name another folder with [policy] path or TELEMETRY_POLICY.",
+            ) from None
+        self._texts[file] = text
+        return text
+
+    def _read(self, file: str, shape: type[_T]) -> _T:
+        path = self.folder / file
+        try:
+            data = tomllib.loads(self._text(file))
+        except tomllib.TOMLDecodeError as error:
+            line = re.search(r"line (\d+)", str(error))
+            raise PolicyError(
+                f"is no TOML: {error}.",
+                path=path,
+                line=int(line[1]) if line else None,
+                remedy="Correct the syntax.",
+            ) from None
+        try:
+            return msgspec.convert(data, shape, strict=True)
+        except msgspec.ValidationError as error:
+            what, _, where = str(error).partition(" - at `$")
+            key = re.sub(r"\[(?:\.\.\.|\d+)\]", "", where.rstrip("`")).strip(".")
+            raise PolicyError(
+                f"{what}{f' at {key}' if key else ''}.",
+                path=path,
+                line=self._line(
+                    file, *re.findall(r"unknown field `([^`]+)`", what), *key.split(".")[::-1]
+                ),
+                remedy="Correct it; docs/policy.md lists the keys and their values.",
+            ) from None
+
+    def _line(self, file: str, *names: str) -> int | None:
+        """Find the line on which the first of `names` that occurs is written."""
+        for name in filter(None, names):
+            word = re.escape(name)
+            pattern = re.compile(
+                rf'^\s*(?:\[.*?["\.]?{word}["\.\]].*|"?{word}"?\s*=.*)', re.MULTILINE
+            )
+            if match := pattern.search(self._texts[file]):
+                return self._texts[file].count("\n", 0, match.start()) + 1
+        return None
+
+    def _refuse(self, file: str, key: str, message: str, remedy: str) -> None:
+        line = self._key_line(file, key)
+        raise PolicyError(f"{key} {message}", path=self.folder / file, line=line, remedy=remedy)
+
+    def _key_line(self, file: str, key: str) -> int | None:
+        """Line of a dotted key: the table's header first, then the key below it."""
+        lines = self._texts[file].split("\n")
+        *table, leaf = key.split(".")
+        header = re.compile(rf'^\s*\[\s*"?{re.escape(".".join(table))}"?\s*\]')
+        start = next((n for n, text in enumerate(lines) if table and header.match(text)), 0)
+        entry = re.compile(rf'^\s*"?{re.escape(leaf)}"?\s*=')
+        return next((n + 1 for n in range(start, len(lines)) if entry.match(lines[n])), start + 1)
+
+    def _period(self, file: str, key: str, text: str, longest: Period) -> Period:
+        try:
+            period = Period.parse(text)
+        except ValueError as error:
+            self._refuse(file, key, f"is no period: {error}.", "Write for example P12M.")
+            raise AssertionError from None
+        if period.may_exceed(longest):
+            self._refuse(
+                file,
+                key,
+                f"is {text}, longer than the promised ceiling.",
+                "Shorten it to P12M or less: no policy can promise more than the notice does.",
+            )
+        return period
+
+    def _check_purposes(self) -> None:
+        owner: dict[str, str] = {}
+        for name, purpose in self.purposes.items():
+            if purpose.retention not in self.retention:
+                self._refuse(
+                    "purposes.toml",
+                    f"{name}.retention",
+                    "names a class that retention.toml does not have.",
+                    f"Use one of: {', '.join(sorted(self.retention))}.",
+                )
+            for kind in purpose.kinds:
+                if kind in owner:
+                    self._refuse(
+                        "purposes.toml",
+                        f"{name}.kinds",
+                        f"claims {kind!r}, which belongs to {owner[kind]!r} already.",
+                        "An event is processed for one purpose (Art. 5(1)(b) GDPR): remove one.",
+                    )
+                owner[kind] = name
+        self.purpose_of_kind: Mapping[str, str] = owner
+
+    def _check_recipients(self) -> None:
+        for name, recipient in self.recipients.items():
+            for purpose in recipient.purposes:
+                if purpose not in self.purposes:
+                    self._refuse(
+                        "recipients.toml",
+                        f"{name}.purposes",
+                        f"names the purpose {purpose!r}, which purposes.toml does not have.",
+                        f"Use one of: {', '.join(sorted(self.purposes))}.",
+                    )
+                promised = self.retention[self.purposes[purpose].retention]
+                self._period("recipients.toml", f"{name}.retention", recipient.retention, promised)
+            if bool(recipient.sink) == bool(recipient.refused):
+                self._refuse(
+                    "recipients.toml",
+                    f"{name}.sink",
+                    "must be given, or else `refused` with a reason; not both.",
+                    "Name the class as module:Class, or say why nothing is sent there.",
+                )
+            if recipient.erasure == "compensated" and not recipient.compensation:
+                self._refuse(
+                    "recipients.toml",
+                    f"{name}.compensation",
+                    "is missing: this recipient cannot erase one person's data.",
+                    "Say what is done instead (Art. 17, 19 GDPR).",
+                )
+
+    def _check_properties(self) -> None:
+        tables = [
+            (f"{event}.{name}", "events.toml", name, entry)
+            for event, entries in self.events.items()
+            for name, entry in entries.items()
+        ]
+        tables += [
+            (f"properties.{name}", "user_properties.toml", name, entry)
+            for name, entry in self.user_properties.items()
+        ]
+        for key, file, _name, entry in tables:
+            if (entry.type == "enum") != bool(entry.values):
+                self._refuse(
+                    file,
+                    key,
+                    "needs `values` exactly if it is an enum.",
+                    "List every value it may have.",
+                )
+            if entry.type == "text" and not entry.reason:
+                self._refuse(
+                    file,
+                    key,
+                    "is free text without a `reason`.",
+                    "Say why a closed type does not do, or use one.",
+                )
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over everything that decides what leaves: policy files and schemas, in hex."""
+        total = hashlib.sha256()
+        for path in sorted([*self.folder.glob("*.toml"), *schemas_dir().glob("*.avsc")]):
+            text = path.read_text("utf-8")
+            data: Any = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+            canonical = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+            total.update(f"{path.name}\0{canonical}\0".encode())
+        return total.hexdigest()
+
+    def recipients_of(self, purpose: str) -> Sequence[str]:
+        """Names of the recipients that really receive what is processed for `purpose`."""
+        return [
+            name
+            for name, recipient in self.recipients.items()
+            if recipient.sink and purpose in recipient.purposes
+        ]
+
+    def time_grain_s(self, kind: str) -> int:
+        """Seconds to which times of events of this kind are rounded down."""
+        grains = self.treatments.coarsen_time
+        return grains.get(kind, grains.get("default", 1))
+
+
+class PolicyRegister:
+    """Append-only list of the policies that were ever live here.
+
+    A hop takes parcels of a policy that is *live* or *superseded*; one that was *revoked*, or was
+    never seen, does not leave. The file holds one JSON object a line: digest, state, time.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._states: dict[str, str] = {}
+        if path.exists():
+            for line in path.read_text("utf-8").splitlines():
+                entry = json.loads(line)
+                self._states[entry["digest"]] = entry["state"]
+
+    def enter(self, digest: str, state: Literal["live", "revoked"], at: datetime) -> None:
+        """Make `digest` the live policy, or revoke it. The former live one becomes superseded."""
+        if self._states.get(digest) == state:
+            return
+        if self._states.get(digest) == "revoked":
+            raise PolicyError(
+                "is a policy that was revoked here.",
+                path=self._path,
+                remedy="Change the policy; a revoked one cannot become live again.",
+            )
+        lines = [{"digest": digest, "state": state, "at": at.isoformat()}]
+        if state == "live":
+            lines[:0] = [
+                {"digest": former, "state": "superseded", "at": at.isoformat()}
+                for former, was in self._states.items()
+                if was == "live"
+            ]
+        with self._path.open("a", encoding="utf-8") as file:
+            for entry in lines:
+                file.write(json.dumps(entry) + "\n")
+                self._states[entry["digest"]] = entry["state"]
+            file.flush()
+            os.fsync(file.fileno())
+
+    def accepts(self, digest: str) -> bool:
+        """Tell whether parcels that were scrubbed under `digest` may go on."""
+        return self._states.get(digest) in ("live", "superseded")
+
+
+def policy_dir(configured: str | None = None) -> Path:
+    """Folder of the policy: as configured, else ``TELEMETRY_POLICY``, else the shipped one."""
+    named = configured or os.environ.get("TELEMETRY_POLICY")
+    return Path(named) if named else schemas_dir() / "policy"
+
+
+def load_policy(folder: Path | None = None) -> Policy:
+    """Load and check a policy.
+
+    Raises:
+        PolicyError: With file, line and what to do.
+    """
+    return Policy(folder or policy_dir())
