@@ -153,7 +153,7 @@ def _reduce(url: str, keep_path: bool) -> str:  # noqa: FBT001 -- behind the cac
     return _reduce_code_path(url) if keep_path else _reduce_location(url)
 
 
-def _reduce_location(url: str) -> str:  # noqa: PLR0911 -- one return a kind of URL
+def _reduce_location(url: str) -> str:
     url = url.strip()
     scheme, rest = _split_scheme(url)
     if scheme in _CONTENT_SCHEMES:
@@ -202,7 +202,7 @@ def _reduce_authority(authority: str) -> str:
     return _reduce_host(name) + port
 
 
-def _reduce_host(host: str) -> str:  # noqa: PLR0911 -- one return a kind of host
+def _reduce_host(host: str) -> str:
     if not host or _LOOPBACK.fullmatch(host) or host in {"<ip>", "<id>", "<redacted>"}:
         return host
     if host.startswith("[") or ":" in host or _IP_V4.fullmatch(host) or _IP_NAME.search(host):

@@ -1,8 +1,7 @@
-"""The edge: raw input → sealed parcel. SDK and gateway run the same code.
+"""The edge: raw input → scrubbed event. SDK and gateway run the same code; it holds no secret.
 
-Owns the first half of an event's way: scrub, decide by purpose and time whether it may go on at all,
-seal its identifiers, tag. Holds no secret: sealing needs the pseudonymizer's *public* key only. Knows
-no wire format (``telemetry.dialects``) and no recipient.
+Owns the words `Item` and `Connection`. Knows no wire format (``telemetry.dialects``), no key, no
+recipient. The gateway goes on from here in `telemetry.intake`.
 """
 
 from __future__ import annotations
@@ -10,32 +9,20 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from typing import Final, NamedTuple, Protocol
-
-import msgspec
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 from scrubbers.engine import Outcome, scrub
-from scrubbers.model import Remark
-from telemetry.brokers import Entry
-from telemetry.errors import DecodeError, EventError, IdentifierError
-from telemetry.identity import Identifier, canonicalize
-from telemetry.parcel import Parcel
-from telemetry.policy import Policy
-from telemetry.retention import retain_until
-from telemetry.schema import Schemas
+from telemetry.errors import DecodeError
+from telemetry.schema import CompiledRules, Schemas
 
-__all__ = ["EVENT_BYTES", "Connection", "Edge", "Item", "Sealing", "Taken", "uuid7_hex"]
+__all__ = ["EVENT_BYTES", "Connection", "Edge", "Item", "uuid7_hex"]
 
 EVENT_BYTES: Final = 1024 * 1024
 """Most bytes of one event, decompressed; Sentry's own limit."""
 
-_FUTURE_SKEW = timedelta(minutes=5)
 _SAMPLE_EVERY: Final = 1000
 _UNKNOWN_PATHS: Final = 1000
-_SEALED, _IN = Entry("edge", "sealed"), Entry("edge", "items_in")
 
 
 class Connection(NamedTuple):
@@ -56,7 +43,7 @@ class Item(NamedTuple):
     Attributes:
         kind: Name of a record; or any word if `refused`.
         raw: JSON of the event.
-        event_id: What the wire format says outside the event; empty if nothing.
+        event_id: What the wire format says outside the event, 32 hex digits; empty if nothing.
         refused: Why it goes no further (a word of a closed set); empty if it may.
     """
 
@@ -66,188 +53,34 @@ class Item(NamedTuple):
     refused: str = ""
 
 
-class Sealing(Protocol):
-    """What the edge needs of `telemetry.identity`: public keys only."""
-
-    def seal(
-        self,
-        identifiers: Sequence[Identifier],
-        *,
-        event_id: str,
-        schema: str,
-        occurred_ms: int,
-        tenant: str,
-    ) -> bytes:
-        """Seal identifiers to the pseudonymizer, bound to the event they belong to."""
-
-    def seal_dead(self, data: bytes, *, event_id: str) -> bytes:
-        """Seal an unreadable original to whoever may look at dead letters."""
-
-
-@dataclass(slots=True)
-class Taken:
-    """What the edge made of the items of one request. Stored before the request is answered.
-
-    Attributes:
-        parcels: For the sealed log.
-        dead: Dead letters: their bodies are sealed originals.
-        counts: For the books: ``items_in = dropped + dead + sealed``.
-    """
-
-    parcels: list[Parcel] = field(default_factory=list)
-    dead: list[Parcel] = field(default_factory=list)
-    counts: Counter[Entry] = field(default_factory=Counter)
-
-
-_DROPPED_REASONS: Final = frozenset(("undeclared_event", "unknown_kind"))
-
-
 class Edge:
-    """Takes items; gives parcels. One instance a process; threads may share it.
+    """Scrubs items by their schema. One instance a process; threads may share it.
 
     Args:
-        policy: What may leave and for how long.
-        schemas: Compiled under that policy.
-        sealing: Public keys.
-        now: Aware UTC clock.
+        schemas: Compiled under the policy.
+
+    Attributes:
+        unknown: How often a sampled event of a kind held a path that no schema declares.
     """
 
-    def __init__(
-        self,
-        policy: Policy,
-        schemas: Schemas,
-        sealing: Sealing,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
-    ) -> None:
-        self._policy, self._schemas, self._sealing, self._now = policy, schemas, sealing, now
+    def __init__(self, schemas: Schemas) -> None:
+        self._schemas = schemas
         self._seen: Counter[str] = Counter()
         self.unknown: Counter[tuple[str, str]] = Counter()
-        self.invalid_identifiers: Counter[str] = Counter()
 
-    def take(
-        self, items: Iterable[Item], *, tenant: str, connection: Connection = Connection()
-    ) -> Taken:
-        """Take the items of one request: each becomes a parcel, a dead letter or a counted drop."""
-        taken = Taken()
-        counts = taken.counts
-        for item in items:
-            counts[_IN] += 1
-            if item.refused:
-                counts[Entry("edge", "dropped", item.refused)] += 1
-                continue
-            try:
-                parcel = self._take(item, tenant, connection)
-            except EventError as error:
-                if error.reason in _DROPPED_REASONS:
-                    counts[Entry("edge", "dropped", error.reason)] += 1
-                else:
-                    taken.dead.append(self._bury(item, tenant, error.reason))
-                    counts[Entry("edge", "dead", error.reason)] += 1
-                continue
-            if isinstance(parcel, str):
-                counts[Entry("edge", "dropped", parcel)] += 1
-            else:
-                taken.parcels.append(parcel)
-                counts[_SEALED] += 1
-        return taken
-
-    def scrub(self, item: Item, connection: Connection = Connection()) -> Outcome:
-        """Scrub one item without sealing it: what the SDK does before anything leaves the process.
+    def scrub(self, item: Item, connection: Connection = Connection()) -> Outcome:  # noqa: B008 - immutable
+        """Scrub one item.
 
         Raises:
-            EventError: It cannot be read or is not declared.
+            EventError: It cannot be read, is too large, or is not declared.
         """
         if len(item.raw) > EVENT_BYTES:
             raise DecodeError("too_large")
         rules = self._schemas.rules_for(item.kind, item.raw)
-        self._sample(item, rules.unknown_paths)
+        self._sample(item, rules)
         return scrub(item.raw, rules, known=connection.known, client_address=connection.address)
 
-    def _take(self, item: Item, tenant: str, connection: Connection) -> Parcel | str:
-        name = self._policy.purpose_of_kind.get(item.kind)
-        if name is None:
-            return "kind_off"
-        purpose = self._policy.purposes[name]
-        if purpose.consent:
-            return "no_consent"
-        outcome = self.scrub(item, connection)
-        received_at = self._now()
-        occurred_at = outcome.event_time
-        if occurred_at is None or occurred_at > received_at + _FUTURE_SKEW:
-            occurred_at = received_at
-        until = retain_until(occurred_at, self._policy.retention[purpose.retention])
-        if until <= received_at:
-            return "expired"
-        event_id = item.event_id or outcome.event_id or uuid7_hex()
-        identifiers, remarks = self._identifiers(outcome)
-        capsule = b""
-        if identifiers:
-            capsule = self._sealing.seal(
-                identifiers,
-                event_id=event_id,
-                schema=item.kind,
-                occurred_ms=int(occurred_at.timestamp() * 1000),
-                tenant=tenant,
-            )
-        return Parcel(
-            event_id=event_id,
-            kind=item.kind,
-            purpose=name,
-            tenant=tenant,
-            retention_class=purpose.retention,
-            legal_basis=purpose.basis,
-            notice_version=self._policy.notice.version,
-            policy_digest=self._policy.digest,
-            occurred_at=occurred_at,
-            received_at=received_at,
-            retain_until=until,
-            capsule=capsule,
-            body=outcome.event,
-            remarks=msgspec.json.encode(remarks) if remarks else b"",
-        )
-
-    def _identifiers(self, outcome: Outcome) -> tuple[list[Identifier], list[Remark]]:
-        """Bring each identifier into its canonical form; one that does not fit is rejected."""
-        found: dict[str, Identifier] = {}
-        remarks = outcome.remarks
-        for kind, value in outcome.identifiers:
-            sort, _, name = kind.partition(":")
-            pseudonym = self._policy.pseudonyms.get(sort)
-            if pseudonym is None or kind in found:
-                continue
-            namespace = f"{pseudonym.namespace}:{name}" if name else pseudonym.namespace
-            try:
-                canonical = canonicalize(pseudonym.profile, value)
-            except IdentifierError:
-                self.invalid_identifiers[sort] += 1
-                remarks = [*remarks, Remark((sort,), "identifier", "invalid")]
-                continue
-            found[kind] = Identifier(sort, namespace, canonical)
-        return list(found.values()), remarks
-
-    def _bury(self, item: Item, tenant: str, reason: str) -> Parcel:
-        """Make a dead letter: the original only sealed, the reason from a closed set."""
-        at = self._now()
-        name = self._policy.purpose_of_kind[item.kind]
-        purpose = self._policy.purposes[name]
-        event_id = item.event_id or uuid7_hex()
-        return Parcel(
-            event_id=event_id,
-            kind=item.kind,
-            purpose=name,
-            tenant=tenant,
-            retention_class=purpose.retention,
-            legal_basis=purpose.basis,
-            notice_version=self._policy.notice.version,
-            policy_digest=self._policy.digest,
-            occurred_at=at,
-            received_at=at,
-            retain_until=retain_until(at, self._policy.retention[purpose.retention]),
-            body=self._sealing.seal_dead(item.raw, event_id=event_id),
-            reason=reason,
-        )
-
-    def _sample(self, item: Item, unknown_paths: Callable[[bytes], list[str]]) -> None:
+    def _sample(self, item: Item, rules: CompiledRules) -> None:
         """List what no schema declares: the first event of a kind and one in a thousand.
 
         The fast path never sees an undeclared field, so this is how one learns that there are any.
@@ -256,7 +89,7 @@ class Edge:
         self._seen[item.kind] = seen + 1
         if seen % _SAMPLE_EVERY:
             return
-        for path in unknown_paths(item.raw):
+        for path in rules.unknown_paths(item.raw):
             key = (item.kind, path)
             if key in self.unknown or len(self.unknown) < _UNKNOWN_PATHS:
                 self.unknown[key] += 1

@@ -22,10 +22,18 @@ import msgspec
 
 from scrubbers.address import AddressProfile
 from telemetry.errors import PolicyError
-from telemetry.parcel import schemas_dir
 from telemetry.retention import Period
 
-__all__ = ["Policy", "Property", "Pseudonym", "Purpose", "Recipient", "load_policy", "policy_dir"]
+__all__ = [
+    "Policy",
+    "Property",
+    "Pseudonym",
+    "Purpose",
+    "Recipient",
+    "load_policy",
+    "policy_dir",
+    "schemas_dir",
+]
 
 _Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_-]{0,40}$")]
 _T = TypeVar("_T")
@@ -126,9 +134,14 @@ class _Treatments(_Table):
 
 
 class _AddressProfile(_Table):
+    source: str
     v4_bits: Annotated[int, msgspec.Meta(ge=0, le=24)] = 0
     v6_bits: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
     drop: bool = False
+
+
+class _Addresses(_Table):
+    profile: dict[_Name, _AddressProfile]
 
 
 class Property(_Table):
@@ -180,7 +193,7 @@ class Policy:
         retention = self._read("retention.toml", _Retention)
         self.pseudonyms = self._read("pseudonyms.toml", dict[_Name, Pseudonym])
         self.treatments = self._read("treatments.toml", _Treatments)
-        addresses = self._read("addresses.toml", dict[_Name, _AddressProfile])
+        addresses = self._read("addresses.toml", _Addresses).profile
         self.events = self._read("events.toml", dict[str, dict[_Name, Property]])
         self.user_properties = self._read("user_properties.toml", _UserProperties).properties
         self._text("detectors.toml")
@@ -425,6 +438,12 @@ class PolicyRegister:
     def accepts(self, digest: str) -> bool:
         """Tell whether parcels that were scrubbed under `digest` may go on."""
         return self._states.get(digest) in ("live", "superseded")
+
+
+def schemas_dir() -> Path:
+    """Folder of the schemas: beside the package in a checkout, inside it in a wheel."""
+    inside = Path(__file__).with_name("_schemas")
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "schemas"
 
 
 def policy_dir(configured: str | None = None) -> Path:
