@@ -116,7 +116,8 @@ class _Reader:
         self._named: dict[str, Record] = {}
         self._place = 0
 
-    def read(self) -> Record:
+    def read(self) -> Any:
+        """Read the file as JSON."""
         try:
             raw = json.loads(self._text)
         except ValueError as error:
@@ -127,7 +128,20 @@ class _Reader:
                 line=int(line[1]) if line else None,
                 remedy="Correct it.",
             ) from None
-        return self._record(raw)
+        return raw
+
+    def compile(self) -> Record:
+        """Read a record that describes JSON: its annotations and its types."""
+        return self._record(self.read())
+
+    def check_annotations(self) -> None:
+        """Read a record that is written as Avro itself: its annotations only."""
+        pending = [self.read()]
+        for record in pending:
+            for entry in record["fields"]:
+                self._note(entry)
+                if isinstance(entry["type"], dict) and entry["type"]["type"] == "array":
+                    pending.append(entry["type"]["items"])
 
     def _refuse(self, what: str, remedy: str) -> SchemaError:
         line = self._text.count("\n", 0, self._place) + 1
@@ -140,7 +154,8 @@ class _Reader:
         self._named[record.name] = record
         return record
 
-    def _field(self, raw: Mapping[str, Any]) -> Field:
+    def _note(self, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Check the annotation of one field and give it."""
         # Fields are read in the order in which they are written, so the next one stands behind.
         found = self._text.find(json.dumps({"name": raw["name"]})[1:-1], self._place)
         self._place = found if found >= 0 else self._place
@@ -163,6 +178,10 @@ class _Reader:
                     f"field {name!r} has the unknown {what} {unknown[0]!r}.",
                     f"Use one of: {', '.join(sorted(allowed))}.",
                 )
+        return note
+
+    def _field(self, raw: Mapping[str, Any]) -> Field:
+        name, note = raw["name"], self._note(raw)
         shape, nested = self._shape(raw["type"], name)
         result = Field(
             name=name,
@@ -254,41 +273,15 @@ def load_records(folder: FilePath | None = None) -> dict[str, Record]:
     paths = sorted(folder.glob("*.avsc"))
     if not paths:
         raise SchemaError("holds no schema.", path=folder, remedy="Install the package again.")
-    # The batch is Avro itself, not JSON of a contract: it is checked for annotations only.
-    records = {
-        path.stem: _BatchReader(path).read() if path.stem == "batch" else _Reader(path).read()
-        for path in paths
-    }
-    records.pop("batch", None)
+    records: dict[str, Record] = {}
+    for path in paths:
+        reader = _Reader(path)
+        # The batch is Avro on the wire, not JSON: it has annotations to check but nothing to scrub.
+        if path.stem == "batch":
+            reader.check_annotations()
+        else:
+            records[path.stem] = reader.compile()
     return records
-
-
-class _BatchReader(_Reader):
-    """Checks that each field of the batch is annotated; its types are Avro's own."""
-
-    def _shape(self, avro: Any, name: str) -> tuple[str, Record | None]:
-        if isinstance(avro, dict) and avro["type"] == "array":
-            self._record(avro["items"])
-        return "batch", None
-
-    def _field(self, raw: Mapping[str, Any]) -> Field:
-        with_form = (
-            {**raw, "privacy": {**raw["privacy"], "format": "declared"}}
-            if "privacy" in raw
-            else raw
-        )
-        try:
-            return super()._field(with_form)
-        except SchemaError as error:
-            if "batch" in error.message:
-                return Field(
-                    name=raw["name"],
-                    wire=raw["name"],
-                    shape="batch",
-                    privacy="technical",
-                    treatment="keep",
-                )
-            raise
 
 
 # Types --------------------------------------------------------------------------------------------
