@@ -16,12 +16,12 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
 from scrubbers.address import AddressProfile
-from telemetry.errors import PolicyError
+from telemetry.errors import ConfigError, PolicyError
 from telemetry.retention import Period
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Recipient",
     "load_policy",
     "policy_dir",
+    "read_toml",
     "schemas_dir",
 ]
 
@@ -180,12 +181,77 @@ _CEILING = Period(months=12)
 """Nothing may be kept longer, whatever a policy says: the promise this project exists for."""
 
 
+def read_toml(path: Path, shape: type[_T], error_class: type[ConfigError]) -> _T:
+    """Read a TOML file into a type.
+
+    Raises:
+        ConfigError: Of `error_class`, with file, line and what to do.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise error_class(
+            "is missing or unreadable.", path=path, remedy="Restore it, or name another one."
+        ) from None
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        line = re.search(r"line (\d+)", str(error))
+        raise error_class(
+            f"is no TOML: {error}.",
+            path=path,
+            line=int(line[1]) if line else None,
+            remedy="Correct the syntax.",
+        ) from None
+    try:
+        return msgspec.convert(data, shape, strict=True)
+    except msgspec.ValidationError as error:
+        what = str(error).partition(" - at `$")[0]
+        keys = [key for key in _guilty(data, shape) if key]
+        where = f" at {'.'.join(keys)}" if keys else ""
+        raise error_class(
+            f"{what}{where}.",
+            path=path,
+            line=_key_line(text, keys),
+            remedy="Correct it; docs/policy.md and deploy/config.reference.toml list the keys.",
+        ) from None
+
+
+def _guilty(data: Any, shape: Any) -> list[str]:
+    """Find the key that does not fit; the library names it only down to the first open map."""
+    if get_origin(shape) is dict and isinstance(data, dict):
+        for name, value in data.items():
+            if keys := _guilty(value, get_args(shape)[1]):
+                return [name, *keys]
+    try:
+        msgspec.convert(data, shape, strict=True)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$")
+        known = [part for part in re.sub(r"\[[^]]*\]", "", where.rstrip("`")).split(".") if part]
+        return [*known, *re.findall(r"unknown field `([^`]+)`", what)] or [""]
+    return []
+
+
+def _key_line(text: str, keys: Sequence[str]) -> int:
+    """Line of a key: below the header of the longest table that is written out."""
+    lines = text.split("\n")
+    for depth in range(len(keys), -1, -1):
+        table, rest = re.escape(".".join(keys[:depth])), keys[depth:]
+        header = re.compile(rf'^\s*\[\s*"?{table}"?\s*\]')
+        start = next((n for n, line in enumerate(lines) if table and header.match(line)), None)
+        if start is None and depth:
+            continue
+        start = start or 0
+        entry = re.compile(rf'^\s*"?{re.escape(rest[0])}"?\s*=') if rest else header
+        return next((n + 1 for n in range(start, len(lines)) if entry.match(lines[n])), start + 1)
+    return 1
+
+
 class Policy:
     """A policy that was checked. Immutable; make one with `load_policy`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._texts: dict[str, str] = {}
         head = self._read("controller.toml", _ControllerFile)
         self.controller, self.notice = head.controller, head.notice
         self.purposes = self._read("purposes.toml", dict[_Name, Purpose])
@@ -196,7 +262,7 @@ class Policy:
         addresses = self._read("addresses.toml", _Addresses).profile
         self.events = self._read("events.toml", dict[str, dict[_Name, Property]])
         self.user_properties = self._read("user_properties.toml", _UserProperties).properties
-        self._text("detectors.toml")
+        self.detector_table = self._read("detectors.toml", dict[str, Any])
 
         self.ceiling = self._period("retention.toml", "ceiling", retention.ceiling, _CEILING)
         self.retention = {
@@ -219,68 +285,13 @@ class Policy:
             name=profile, v4_bits=chosen.v4_bits, v6_bits=chosen.v6_bits, drop=chosen.drop
         )
 
-    def _text(self, file: str) -> str:
-        path = self.folder / file
-        try:
-            text = path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError):
-            raise PolicyError(
-                "is missing or unreadable.",
-                path=path,
-                remedy="Restore it, or name another folder with [policy] path or TELEMETRY_POLICY.",
-            ) from None
-        self._texts[file] = text
-        return text
-
     def _read(self, file: str, shape: type[_T]) -> _T:
-        path = self.folder / file
-        try:
-            data = tomllib.loads(self._text(file))
-        except tomllib.TOMLDecodeError as error:
-            line = re.search(r"line (\d+)", str(error))
-            raise PolicyError(
-                f"is no TOML: {error}.",
-                path=path,
-                line=int(line[1]) if line else None,
-                remedy="Correct the syntax.",
-            ) from None
-        try:
-            return msgspec.convert(data, shape, strict=True)
-        except msgspec.ValidationError as error:
-            what, _, where = str(error).partition(" - at `$")
-            key = re.sub(r"\[(?:\.\.\.|\d+)\]", "", where.rstrip("`")).strip(".")
-            raise PolicyError(
-                f"{what}{f' at {key}' if key else ''}.",
-                path=path,
-                line=self._line(
-                    file, *re.findall(r"unknown field `([^`]+)`", what), *key.split(".")[::-1]
-                ),
-                remedy="Correct it; docs/policy.md lists the keys and their values.",
-            ) from None
-
-    def _line(self, file: str, *names: str) -> int | None:
-        """Find the line on which the first of `names` that occurs is written."""
-        for name in filter(None, names):
-            word = re.escape(name)
-            pattern = re.compile(
-                rf'^\s*(?:\[.*?["\.]?{word}["\.\]].*|"?{word}"?\s*=.*)', re.MULTILINE
-            )
-            if match := pattern.search(self._texts[file]):
-                return self._texts[file].count("\n", 0, match.start()) + 1
-        return None
+        return read_toml(self.folder / file, shape, PolicyError)
 
     def _refuse(self, file: str, key: str, message: str, remedy: str) -> None:
-        line = self._key_line(file, key)
-        raise PolicyError(f"{key} {message}", path=self.folder / file, line=line, remedy=remedy)
-
-    def _key_line(self, file: str, key: str) -> int | None:
-        """Line of a dotted key: the table's header first, then the key below it."""
-        lines = self._texts[file].split("\n")
-        *table, leaf = key.split(".")
-        header = re.compile(rf'^\s*\[\s*"?{re.escape(".".join(table))}"?\s*\]')
-        start = next((n for n, text in enumerate(lines) if table and header.match(text)), 0)
-        entry = re.compile(rf'^\s*"?{re.escape(leaf)}"?\s*=')
-        return next((n + 1 for n in range(start, len(lines)) if entry.match(lines[n])), start + 1)
+        path = self.folder / file
+        line = _key_line(path.read_text("utf-8"), key.split("."))
+        raise PolicyError(f"{key} {message}", path=path, line=line, remedy=remedy)
 
     def _period(self, file: str, key: str, text: str, longest: Period) -> Period:
         try:

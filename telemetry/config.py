@@ -1,0 +1,198 @@
+"""Settings: one typed object, read once at start.
+
+``telemetry.toml`` (or the file named by ``TELEMETRY_CONFIG``), overridden by ``TELEMETRY_*``. An
+unknown key is refused with its line. Secrets come from files or the environment; none has a
+representation that shows it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from telemetry.errors import ConfigError
+from telemetry.policy import read_toml
+
+__all__ = ["Bind", "Project", "RecipientSettings", "Settings", "load_settings"]
+
+_Bind = Annotated[str, msgspec.Meta(pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}$")]
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A section of the file. A key that is not declared here is refused."""
+
+
+class PolicySection(_Section):
+    """Attributes: path: Folder of another policy than the shipped one."""
+
+    path: str = ""
+
+
+class GatewaySection(_Section):
+    """How the gateway takes requests.
+
+    Attributes:
+        trusted_proxies: How many proxies before us append to ``X-Forwarded-For``; 0: none, the
+            socket's peer is the client.
+        events_per_minute: Most events of one key in a minute; more are answered 429.
+    """
+
+    trusted_proxies: Annotated[int, msgspec.Meta(ge=0, le=8)] = 0
+    events_per_minute: Annotated[int, msgspec.Meta(ge=1)] = 600_000
+
+
+class BrokerSection(_Section):
+    """Where the log is.
+
+    Attributes:
+        kind: ``spool`` (one file under the state directory) or ``kafka``.
+        bootstrap: ``host:port`` of Kafka brokers, with commas.
+        topic_prefix: First word of every topic.
+        quota_mib: Most space the spool may take, in MiB.
+    """
+
+    kind: Literal["spool", "kafka"] = "spool"
+    bootstrap: str = ""
+    topic_prefix: str = "telemetry"
+    api_version: str = ""
+    quota_mib: Annotated[int, msgspec.Meta(ge=16)] = 4096
+
+
+class Project(_Section):
+    """One application that may send.
+
+    Attributes:
+        key: Public key of its DSN.
+        tenant: Name under which its events are kept apart.
+    """
+
+    key: str
+    tenant: str
+
+
+class RecipientSettings(_Section):
+    """Address and credentials of one recipient; which of them it needs, its sink says.
+
+    Attributes:
+        url: Base URL (Heap). app_id: Environment id (Heap). dsn: Where events go (Sentry).
+        api_key_file: File with the key for deletions (Heap).
+    """
+
+    url: str = ""
+    app_id: str = ""
+    dsn: str = ""
+    api_key_file: str = ""
+
+    def __repr__(self) -> str:
+        return "RecipientSettings(…)"
+
+
+class Settings(_Section):
+    """Everything an operator may set.
+
+    Attributes:
+        environment: ``production`` refuses development keys, open keys and stand-ins.
+        state: Folder for log, keys and vault.
+        bind: Where clients connect. admin_bind: Health and metrics.
+    """
+
+    environment: Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_-]{0,31}$")] = "development"
+    state: str = ".telemetry"
+    bind: _Bind = "127.0.0.1:4180"
+    admin_bind: _Bind = "127.0.0.1:4181"
+    log: Literal["auto", "json", "console"] = "auto"
+    policy: PolicySection = PolicySection()
+    gateway: GatewaySection = GatewaySection()
+    broker: BrokerSection = BrokerSection()
+    project: dict[str, Project] = {}
+    recipient: dict[str, RecipientSettings] = {}
+
+    @property
+    def production(self) -> bool:
+        """Whether this is the real thing."""
+        return self.environment == "production"
+
+    @property
+    def state_dir(self) -> Path:
+        """Folder for log, keys and vault."""
+        return Path(self.state)
+
+
+class Bind(msgspec.Struct, frozen=True):
+    """A host and a port."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Bind:
+        """Read ``host:port`` or ``[v6]:port``."""
+        host, _, port = text.rpartition(":")
+        return cls(host.strip("[]"), int(port))
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+
+
+_ENVIRONMENT: Mapping[str, tuple[str, ...]] = {
+    "TELEMETRY_ENVIRONMENT": ("environment",),
+    "TELEMETRY_STATE": ("state",),
+    "TELEMETRY_BIND": ("bind",),
+    "TELEMETRY_ADMIN_BIND": ("admin_bind",),
+    "TELEMETRY_LOG": ("log",),
+    "TELEMETRY_POLICY": ("policy", "path"),
+    "TELEMETRY_BROKER": ("broker", "kind"),
+    "TELEMETRY_KAFKA_BOOTSTRAP": ("broker", "bootstrap"),
+    "TELEMETRY_SENTRY_DSN": ("recipient", "sentry", "dsn"),
+    "TELEMETRY_HEAP_URL": ("recipient", "heap", "url"),
+    "TELEMETRY_HEAP_APP_ID": ("recipient", "heap", "app_id"),
+}
+
+
+def load_settings(
+    path: Path | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Settings:
+    """Read the settings.
+
+    Args:
+        path: The file; by default ``TELEMETRY_CONFIG``, else ``telemetry.toml`` if there is one.
+        environ: Stands in for the process environment.
+        overrides: Top-level settings from the command line; None values are ignored.
+
+    Raises:
+        ConfigError: With file, line and what to do. A value from the environment is never shown.
+    """
+    environ = os.environ if environ is None else environ
+    if path is None and environ.get("TELEMETRY_CONFIG"):
+        path = Path(environ["TELEMETRY_CONFIG"])
+    if path is None and Path("telemetry.toml").is_file():
+        path = Path("telemetry.toml")
+    settings = Settings() if path is None else read_toml(path, Settings, ConfigError)
+    data = msgspec.to_builtins(settings)
+    for variable, keys in _ENVIRONMENT.items():
+        value = environ.get(variable)
+        if not value:
+            continue
+        place = data
+        for key in keys[:-1]:
+            place = place.setdefault(key, {})
+        place[keys[-1]] = value
+    data.update({key: value for key, value in (overrides or {}).items() if value is not None})
+    try:
+        return msgspec.convert(data, Settings)
+    except msgspec.ValidationError as error:
+        where = str(error).partition(" - at `$.")[2].rstrip("`")
+        variable = next((v for v, keys in _ENVIRONMENT.items() if ".".join(keys) == where), where)
+        raise ConfigError(
+            f"{variable} has a value that cannot be used.",
+            remedy="deploy/config.reference.toml shows what it may be.",
+        ) from None
