@@ -231,8 +231,8 @@ def epoch_label(rule: EpochRule, at: datetime) -> str:
     """
     if rule == "rel":
         return "rel"
-    if rule != "quarter" or at.tzinfo is None:
-        raise PolicyError("A token epoch is rel or quarter, of a time with a zone.")
+    if at.tzinfo is None:
+        raise PolicyError("A token epoch is that of a time with a zone.")
     moment = at.astimezone(UTC)
     return f"{moment.year:04d}q{(moment.month + 2) // 3}"
 

@@ -236,7 +236,9 @@ REFUSED: list[tuple[pseudonym.Profile, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("profile", "value"), REFUSED)
+@pytest.mark.parametrize(
+    ("profile", "value"), REFUSED, ids=[f"{case[0]}-{n}" for n, case in enumerate(REFUSED)]
+)
 def test_an_identifier_that_does_not_fit_is_refused_not_repaired(
     profile: pseudonym.Profile, value: Any
 ) -> None:
