@@ -394,12 +394,18 @@ class Keyring:
         """Give the wrap key with this number.
 
         Raises:
-            KeyringError: It is not here, disabled or destroyed: nothing under it can be read.
+            CapsuleError: It was destroyed, and what it wrapped with it (``key_destroyed``).
+            KeyringError: It is not here or disabled; the caller holds.
         """
         key = self._wraps.get(version)
         if key is None and self.refresh():
             key = self._wraps.get(version)
         if key is None:
+            if any(
+                (former.use, former.version, former.state) == ("wrap", version, "DESTROYED")
+                for former in self._keys
+            ):
+                raise CapsuleError("key_destroyed")
             raise KeyringError(
                 "lacks a wrap key that rows of the vault need.",
                 path=self._path,

@@ -23,6 +23,7 @@ from typing import Final, Literal
 from telemetry.errors import IdentifierError, KeyringError, PolicyError
 
 __all__ = [
+    "EPOCH_RULES",
     "KINDS",
     "EpochRule",
     "Kind",
@@ -56,6 +57,7 @@ KINDS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
     }
 )
 
+EPOCH_RULES: Final[frozenset[str]] = frozenset({"rel", "quarter"})
 KEY_BYTES: Final = 32
 _PART_BYTES: Final = 65_535
 _ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's, lower case
@@ -231,8 +233,8 @@ def epoch_label(rule: EpochRule, at: datetime) -> str:
     """
     if rule == "rel":
         return "rel"
-    if at.tzinfo is None:
-        raise PolicyError("A token epoch is that of a time with a zone.")
+    if rule not in EPOCH_RULES or at.tzinfo is None:
+        raise PolicyError("A token epoch is rel or quarter, of a time with a zone.")
     moment = at.astimezone(UTC)
     return f"{moment.year:04d}q{(moment.month + 2) // 3}"
 
