@@ -244,19 +244,38 @@ class Keyring:
         with _locked(path):
             if path.exists():
                 raise KeyringError("There is a keyset already.", path=path)
-            dead = _pair("dead")
-            _create(path.parent / DEAD_LETTER, [dead])
-            _create(path.parent / SPOOL, [_symmetric("spool")])
-            letters = cls.load(path.parent / DEAD_LETTER, environment="development")
-            public_half = replace(letters.primary("dead"), secret=None)
-            keys = [
-                _pair("seal"),
-                _symmetric("locator"),
-                _symmetric("suppress"),
-                _symmetric("wrap", version=1),
-                public_half,
-            ]
-            _create(path, keys)
+            return cls._make(path)
+
+    @classmethod
+    def ensure_development(cls, path: Path) -> Keyring:
+        """Load the development keyset, or make it and the files beside it if it is absent.
+
+        Raises:
+            KeyringError: What is there is wrong, or the folder cannot be written.
+        """
+        with _locked(path):
+            if not path.exists():
+                return cls._make(path)
+            ring = cls.load(path, environment="development")
+            if not path.with_name(PUBLIC).exists():
+                ring.publish()
+            return ring
+
+    @classmethod
+    def _make(cls, path: Path) -> Keyring:
+        letters = path.parent / DEAD_LETTER
+        _create(letters, [_pair("dead")])
+        _create(path.parent / SPOOL, [_symmetric("spool")])
+        # What a start that was cut short left behind is used, not replaced.
+        dead = cls.load(letters, environment="development").primary("dead")
+        keys = [
+            _pair("seal"),
+            _symmetric("locator"),
+            _symmetric("suppress"),
+            _symmetric("wrap", version=1),
+            replace(dead, secret=None),
+        ]
+        _create(path, keys)
         ring = cls.load(path, environment="development")
         ring.publish()
         return ring
