@@ -14,6 +14,7 @@
     │   └── IdentifierError   an identifier does not fit the profile of its namespace
     └── TransportError    the outside failed: try again later
         ├── BrokerError       the log cannot take or give
+        ├── VaultError        the store of per-subject secrets cannot be asked: hold
         └── SinkError         a recipient cannot be reached or does not answer as documented
 
 No message of any of these repeats a value of an event. Third-party errors that do (``json``,
@@ -38,6 +39,7 @@ __all__ = [
     "SinkError",
     "TelemetryError",
     "TransportError",
+    "VaultError",
 ]
 
 
@@ -124,6 +126,10 @@ class TransportError(TelemetryError):
 
 class BrokerError(TransportError):
     """The log cannot take or give. Nothing was acknowledged."""
+
+
+class VaultError(TransportError):
+    """The store of per-subject secrets cannot be asked. Hold; never send without it."""
 
 
 class SinkError(TransportError):

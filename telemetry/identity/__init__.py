@@ -1,0 +1,571 @@
+"""Identity: from sealed identifiers to one token for each recipient.
+
+The only module of this package that others import. No key bytes cross it: callers hand in capsules
+and get tokens; identifiers stay inside. Fails closed: what cannot be asked raises `VaultError` or
+`KeyringError` (hold), what cannot be opened is an `EventError` for that event (park).
+
+Whose secret a token is made with decides what an erasure reaches:
+
+=============  ==================================================================================
+account        its own
+organization   its own
+membership     the account's; an event that names a membership names its account
+session        the account's if the event names one, else its own
+device         the account's if the event names one, else its own
+object         the organization's, else the account's, else its own
+=============  ==================================================================================
+
+So erasing an account destroys 32 bytes, and with them every token of its sessions and devices. A
+session before and after its log-in has two tokens that cannot be joined.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from telemetry.errors import CapsuleError, EventError, IdentifierError, KeyringError, PolicyError
+from telemetry.identity import keyring as _keys
+from telemetry.identity import pseudonym
+from telemetry.identity.capsule import (
+    DeadLetterOpener,
+    DeadLetterSealer,
+    Identifier,
+    Opener,
+    Sealer,
+    self_test,
+)
+from telemetry.identity.keyring import Keyring, PublicKeys, Secret
+from telemetry.identity.pseudonym import (
+    EPOCH_RULES,
+    EpochRule,
+    Kind,
+    Profile,
+    canonicalize,
+    check,
+    epoch_label,
+    membership,
+)
+from telemetry.identity.vault import (
+    CACHE_S,
+    STATES,
+    SuppressionState,
+    Tombstoned,
+    Unreadable,
+    Vault,
+)
+
+__all__ = [
+    "DeadLetterOpener",
+    "DeadLetterSealer",
+    "Domain",
+    "EpochRule",
+    "Identifier",
+    "Identity",
+    "Kind",
+    "Profile",
+    "Resolved",
+    "Sealed",
+    "Sealer",
+    "SuppressionState",
+    "canonicalize",
+    "check",
+    "epoch_label",
+    "epoch_ms",
+    "initialise_development",
+    "load_dead_letter_opener",
+    "load_dead_letter_sealer",
+    "load_sealer",
+    "load_spool_key",
+    "membership",
+]
+
+_KEYS: Final = "keys"
+_VAULT: Final = "vault.sqlite3"
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}@[a-z0-9][a-z0-9_.-]{0,63}")
+_LABEL = re.compile(r"[a-z0-9]{2,12}")
+_EPOCH_START: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND: Final = timedelta(milliseconds=1)
+# Nothing older than the retention ceiling of 12 months is processed; a clock may be a day ahead.
+_OLDEST: Final = timedelta(days=400)
+_NEWEST: Final = timedelta(days=1)
+_CACHE_TOKENS: Final = 1 << 16
+
+_HOLDERS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "account": (),
+        "organization": (),
+        "membership": ("account",),
+        "session": ("account",),
+        "device": ("account",),
+        "object": ("organization", "account"),
+    }
+)
+"""Whose secret a kind uses if the event names them, in this order; else its own."""
+
+_SUPPRESSIBLE: Final = frozenset({"account", "organization"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Domain:
+    """Where a token is valid: one purpose at one recipient.
+
+    Attributes:
+        name: ``purpose@recipient``, for example ``analytics@heap``.
+        label: 2 to 12 lower-case letters or digits that name it in the token.
+        epoch: ``rel`` or ``quarter``, see `epoch_label`.
+
+    Raises:
+        PolicyError: A value that is none of these.
+    """
+
+    name: str
+    label: str
+    epoch: EpochRule
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name) or not _LABEL.fullmatch(self.label):
+            raise PolicyError("A token domain is purpose@recipient with a label of 2 to 12 a-z0-9.")
+        if self.epoch not in EPOCH_RULES:
+            raise PolicyError("A token epoch is rel or quarter.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sealed:
+    """A capsule with what it is bound to.
+
+    Attributes:
+        capsule: From `Sealer.seal`; empty if the event names nobody.
+        event_id: The event's.
+        schema: As it was given to `Sealer.seal`.
+        occurred_at: Aware time of the event; counts to the millisecond.
+        tenant: The application's.
+    """
+
+    capsule: bytes
+    event_id: str
+    schema: str
+    occurred_at: datetime
+    tenant: str
+
+    def __repr__(self) -> str:
+        """Name what it is, never what it holds."""
+        return f"Sealed({self.event_id} {len(self.capsule)} bytes)"
+
+
+def epoch_ms(at: datetime) -> int:
+    """Milliseconds since 1970 UTC, rounded down, as a capsule is bound to them.
+
+    >>> epoch_ms(datetime(1970, 1, 1, 0, 0, 1, 999, tzinfo=UTC))
+    1000
+    """
+    return (at - _EPOCH_START) // _MILLISECOND
+
+
+class Resolved:
+    """One event's identifiers, opened. Gives tokens and states, never an identifier.
+
+    Valid for the batch it was resolved in; not to be kept.
+
+    Attributes:
+        kinds: The kind of each identifier, in the order in which they were sealed.
+    """
+
+    __slots__ = ("_event_id", "_holders", "_identifiers", "_identity", "kinds")
+
+    def __init__(
+        self,
+        identity: Identity,
+        event_id: str,
+        identifiers: tuple[Identifier, ...],
+        holders: tuple[Secret | Tombstoned, ...],
+    ) -> None:
+        self._identity, self._event_id = identity, event_id
+        self._identifiers, self._holders = identifiers, holders
+        self.kinds: tuple[str, ...] = tuple(identifier.kind for identifier in identifiers)
+
+    def __repr__(self) -> str:
+        return f"Resolved({self._event_id} {' '.join(self.kinds) or 'nobody'})"
+
+    def tokens(self, domain: Domain, at: datetime) -> dict[str, str]:
+        """Give the pseudonyms of this event at one recipient.
+
+        Args:
+            domain: Purpose and recipient.
+            at: Aware time of the event: it decides the epoch.
+
+        Returns:
+            Token by kind. An object stands under ``object:<namespace>``; if an event names several
+            of one namespace the first does, and `token_list` has all.
+
+        Raises:
+            IdentifierError: Somebody named here is erased (``erased``), or `at` is out of reach
+                (``invalid_time``).
+            CapsuleError: The key of that epoch was destroyed (``key_destroyed``).
+            KeyringError: A key cannot be read or written; hold.
+        """
+        named: dict[str, str] = {}
+        tokens = self.token_list(domain, at)
+        for identifier, token in zip(self._identifiers, tokens, strict=True):
+            kind = identifier.kind
+            named.setdefault(f"object:{identifier.namespace}" if kind == "object" else kind, token)
+        return named
+
+    def token_list(self, domain: Domain, at: datetime) -> tuple[str, ...]:
+        """Give one token for each of `kinds`. Arguments and errors as `tokens`."""
+        pairs: list[tuple[Identifier, Secret]] = []
+        for identifier, holder in zip(self._identifiers, self._holders, strict=True):
+            if isinstance(holder, Tombstoned):
+                raise IdentifierError("erased")
+            pairs.append((identifier, holder))
+        return self._identity._tokens_of(domain, at, pairs)  # noqa: SLF001 - its other half
+
+    def delivery_id(self, domain: Domain) -> str:
+        """Give the idempotency key of this event at one recipient: 32 hex digits.
+
+        Raises:
+            KeyringError: A key cannot be read or written; hold.
+        """
+        return self._identity._delivery_id(domain, self._event_id)  # noqa: SLF001
+
+    def state(self, purpose: str) -> SuppressionState:
+        """Tell whether this event may be processed for a purpose.
+
+        Returns:
+            The strictest state of the account and the organization. GRANTED only if the account
+            itself has consented: nobody consents for another. ERASED if anybody named is.
+
+        Raises:
+            VaultError: It cannot be asked; hold.
+        """
+        if any(isinstance(holder, Tombstoned) for holder in self._holders):
+            return "ERASED"
+        return self._identity._state_of(purpose, self._identifiers)  # noqa: SLF001
+
+
+class Identity:
+    """Keyring, vault and opener of one pseudonymizer. Safe to share between threads."""
+
+    def __init__(
+        self,
+        keyring: Keyring,
+        vault: Vault,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._keyring, self._vault, self._opener = keyring, vault, Opener(keyring)
+        self._clock, self._now = clock, now
+        self._forget()
+
+    def __repr__(self) -> str:
+        return f"Identity({self._keyring!r}, {self._vault!r})"
+
+    @classmethod
+    def open(cls, state: Path, *, environment: str, vault_url: str | None = None) -> Identity:
+        """Open keyset and vault under a state folder.
+
+        Args:
+            state: Holds ``keys/keyset.json``, and ``vault.sqlite3`` unless `vault_url` is given.
+            environment: ``production`` refuses development keysets.
+            vault_url: SQLAlchemy URL of another vault.
+
+        Raises:
+            KeyringError: No usable keyset, a vault of another keyset, or HPKE does not work.
+            VaultError: The vault cannot be reached.
+        """
+        self_test()
+        keyring = Keyring.load(state / _KEYS / _keys.KEYSET, environment=environment)
+        url = f"sqlite:///{(state / _VAULT).absolute()}" if vault_url is None else vault_url
+        return cls(keyring, Vault(url, keyring=keyring))
+
+    @staticmethod
+    def sealer(state: Path) -> Sealer:
+        """Give what a gateway on this host needs, from public keys alone.
+
+        Raises:
+            KeyringError: ``keys/public.json`` is missing or changed.
+        """
+        return load_sealer(state / _KEYS / _keys.PUBLIC)
+
+    # --- A batch --------------------------------------------------------------------------------
+
+    def resolve(
+        self, sealed: Sequence[Sealed], *, purposes: Iterable[str] = ()
+    ) -> list[Resolved | EventError]:
+        """Open the capsules of a batch and fetch what their tokens need, in one go.
+
+        Args:
+            sealed: The capsules, each with what it is bound to.
+            purposes: For which `Resolved.state` will be asked; fetched together, so that asking
+                costs nothing. Others are fetched one by one.
+
+        Returns:
+            One for each capsule, in order: its identifiers, or why there are none.
+
+        Raises:
+            VaultError: The vault cannot be asked; hold the batch.
+            KeyringError: The keyset cannot be read or lacks a key; hold the batch.
+        """
+        self._refresh()
+        opened: list[tuple[tuple[Identifier, ...], tuple[bytes, ...]] | EventError] = []
+        wanted: dict[bytes, None] = {}
+        subjects: dict[Identifier, None] = {}
+        for one in sealed:
+            try:
+                identifiers = self._opener.open(
+                    one.capsule,
+                    event_id=one.event_id,
+                    schema=one.schema,
+                    occurred_ms=epoch_ms(one.occurred_at),
+                    tenant=one.tenant,
+                )
+                locators = self._holders(identifiers)
+            except EventError as error:
+                opened.append(error)
+                continue
+            opened.append((identifiers, locators))
+            wanted.update(dict.fromkeys(locators))
+            subjects.update(dict.fromkeys(i for i in identifiers if i.kind in _SUPPRESSIBLE))
+        found = self._vault.secrets(list(wanted)) if wanted else {}
+        tags = [self._tag(purpose, subject) for purpose in purposes for subject in subjects]
+        if tags:
+            self._vault.states(tags)
+        return [
+            one if isinstance(one, EventError) else self._resolved(event.event_id, *one, found)
+            for event, one in zip(sealed, opened, strict=True)
+        ]
+
+    def _resolved(
+        self,
+        event_id: str,
+        identifiers: tuple[Identifier, ...],
+        locators: tuple[bytes, ...],
+        found: Mapping[bytes, Secret | Tombstoned | Unreadable],
+    ) -> Resolved | EventError:
+        holders: list[Secret | Tombstoned] = []
+        for locator in locators:
+            holder = found[locator]
+            if isinstance(holder, Unreadable):
+                return CapsuleError("secret_unreadable")
+            holders.append(holder)
+        return Resolved(self, event_id, identifiers, tuple(holders))
+
+    def _holders(self, identifiers: tuple[Identifier, ...]) -> tuple[bytes, ...]:
+        named = {identifier.kind: identifier for identifier in reversed(identifiers)}
+        locators: list[bytes] = []
+        for identifier in identifiers:
+            holder = next(
+                (named[kind] for kind in _HOLDERS[identifier.kind] if kind in named), identifier
+            )
+            if holder.kind == "membership":
+                # With a secret of its own it would outlive the account.
+                raise IdentifierError("membership_without_account")
+            locators.append(self._locator(holder))
+        return tuple(locators)
+
+    # --- One event ------------------------------------------------------------------------------
+
+    def _tokens_of(
+        self, domain: Domain, at: datetime, pairs: Sequence[tuple[Identifier, Secret]]
+    ) -> tuple[str, ...]:
+        if not pairs:
+            return ()
+        if domain.epoch != "rel" and not -_OLDEST <= at - self._now() <= _NEWEST:
+            # A forged time must not make keys for epochs nobody lives in.
+            raise IdentifierError("invalid_time")
+        epoch = epoch_label(domain.epoch, at)
+        known = self._tokens
+        tokens: list[str] = []
+        for identifier, secret in pairs:
+            raw = secret.expose()
+            entry = (domain.name, domain.label, epoch, identifier, raw)
+            token = known.get(entry)
+            if token is None:
+                token = pseudonym.token(
+                    self._keyring.token_key(domain.name, epoch).expose(),
+                    domain=domain.name,
+                    epoch=epoch,
+                    kind=identifier.kind,
+                    namespace=identifier.namespace,
+                    canonical_id=identifier.canonical_id,
+                    secret=raw,
+                    label=domain.label,
+                )
+                if len(known) >= _CACHE_TOKENS:
+                    known.clear()
+                known[entry] = token
+            tokens.append(token)
+        return tuple(tokens)
+
+    def _delivery_id(self, domain: Domain, event_id: str) -> str:
+        key = self._keyring.delivery_key(domain.name)
+        return pseudonym.delivery_id(key.expose(), domain=domain.name, event_id=event_id)
+
+    def _state_of(self, purpose: str, identifiers: Sequence[Identifier]) -> SuppressionState:
+        subjects = [i for i in identifiers if i.kind in _SUPPRESSIBLE]
+        tags = [self._tag(purpose, subject) for subject in subjects]
+        states = self._vault.states(tags) if tags else {}
+        worst: SuppressionState = "ACTIVE"
+        for tag in tags:
+            if STATES[states[tag]] > STATES[worst]:
+                worst = states[tag]
+        if worst == "ACTIVE":
+            for subject, tag in zip(subjects, tags, strict=True):
+                if subject.kind == "account" and states[tag] == "GRANTED":
+                    return "GRANTED"
+        return worst
+
+    # --- Rights ---------------------------------------------------------------------------------
+
+    def set_state(self, subject: Identifier, *, purpose: str, state: SuppressionState) -> None:
+        """Record objection, restriction or consent of a subject for a purpose.
+
+        In force here at once, in other processes within a minute.
+
+        Args:
+            subject: An account or organization; events are suppressed by no other kind.
+            purpose: A name from the policy.
+            state: ACTIVE takes an objection, restriction or consent back.
+
+        Raises:
+            IdentifierError: The subject is erased, or of another kind.
+            VaultError: It cannot be written.
+        """
+        if subject.kind not in _SUPPRESSIBLE:
+            raise IdentifierError("unknown_kind")
+        self._vault.set_state(self._tag(purpose, subject), state)
+
+    def erase(self, subject: Identifier, *, purposes: Iterable[str]) -> None:
+        """Destroy a subject's secret; first stop its processing for all `purposes`.
+
+        Idempotent: after an error, ask again.
+
+        Raises:
+            VaultError: It cannot be written.
+        """
+        if subject.kind in _SUPPRESSIBLE:
+            for purpose in purposes:
+                self._vault.set_state(self._tag(purpose, subject), "ERASED")
+        self._vault.erase(self._locator(subject))
+        self._forget()
+
+    # --- What is remembered, for less than a minute ---------------------------------------------
+
+    def _refresh(self) -> None:
+        if self._clock() >= self._fresh_until or self._generation != self._keyring.generation:
+            self._keyring.refresh()
+            self._forget()
+
+    def _forget(self) -> None:
+        self._tokens: dict[tuple[str, str, str, Identifier, bytes], str] = {}
+        self._locators: dict[Identifier, bytes] = {}
+        self._tags: dict[tuple[str, Identifier], bytes] = {}
+        self._generation = self._keyring.generation
+        self._fresh_until = self._clock() + CACHE_S
+
+    def _locator(self, subject: Identifier) -> bytes:
+        known = self._locators.get(subject)
+        if known is None:
+            known = pseudonym.locator(self._keyring.secret("locator").expose(), **subject._asdict())
+            if len(self._locators) >= _CACHE_TOKENS:
+                self._locators.clear()
+            self._locators[subject] = known
+        return known
+
+    def _tag(self, purpose: str, subject: Identifier) -> bytes:
+        known = self._tags.get((purpose, subject))
+        if known is None:
+            known = pseudonym.suppression_tag(
+                self._keyring.secret("suppress").expose(), purpose=purpose, **subject._asdict()
+            )
+            if len(self._tags) >= _CACHE_TOKENS:
+                self._tags.clear()
+            self._tags[purpose, subject] = known
+        return known
+
+    def close(self) -> None:
+        """Let go of the vault and forget what was remembered."""
+        self._forget()
+        self._vault.close()
+
+
+# --- For roles that resolve nothing ---------------------------------------------------------------
+
+
+def load_sealer(public: Path) -> Sealer:
+    """Give a gateway what it seals identifiers with.
+
+    Args:
+        public: A ``public.json``.
+
+    Raises:
+        KeyringError: It is missing or changed, or HPKE does not work.
+    """
+    self_test()
+    key = PublicKeys.load(public).seal
+    return Sealer(key.raw, key.kid)
+
+
+def load_dead_letter_sealer(public: Path) -> DeadLetterSealer:
+    """Give a stage what it seals the originals of dead letters with.
+
+    Raises:
+        KeyringError: As `load_sealer`.
+    """
+    self_test()
+    return DeadLetterSealer(PublicKeys.load(public).dead)
+
+
+def load_dead_letter_opener(keyset: Path, *, environment: str) -> DeadLetterOpener:
+    """Give the place where dead letters are looked at what opens them.
+
+    Args:
+        keyset: A ``dead-letter/keyset.json``.
+        environment: ``production`` refuses development keysets.
+
+    Raises:
+        KeyringError: No usable keyset.
+    """
+    return DeadLetterOpener(Keyring.load(keyset, environment=environment))
+
+
+def load_spool_key(state: Path, *, environment: str) -> Secret:
+    """Give the embedded log the key of its payloads: 32 bytes in a holder that nothing prints.
+
+    The one key that leaves this package: it opens a local file, never an identity.
+
+    Raises:
+        KeyringError: No usable ``keys/spool.json``.
+    """
+    return Keyring.load(state / _KEYS / _keys.SPOOL, environment=environment).secret("spool")
+
+
+def initialise_development(state: Path) -> None:
+    """Make what is absent of ``STATE/keys``, for development. Changes nothing that is there.
+
+    Raises:
+        KeyringError: The folder cannot be written, what is there is wrong, or there is a vault
+            whose keyset is gone: with a new one every subject in it would become another.
+    """
+    folder = state / _KEYS
+    keyset = folder / _keys.KEYSET
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        lost = not keyset.exists() and (state / _VAULT).exists()
+    except OSError:
+        raise KeyringError("cannot be made.", path=folder) from None
+    if lost:
+        raise KeyringError(
+            "is gone, but its vault is there.",
+            path=keyset,
+            remedy="Restore it; or remove the vault, which gives every subject new tokens.",
+        )
+    Keyring.ensure_development(keyset)
