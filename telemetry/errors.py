@@ -14,6 +14,7 @@
     │   └── IdentifierError   an identifier does not fit the profile of its namespace
     └── TransportError    the outside failed: try again later
         ├── BrokerError       the log cannot take or give
+        │   └── SpoolFull         its quota or the disk is used up: refuse, go on draining
         └── SinkError         a recipient cannot be reached or does not answer as documented
 
 No message of any of these repeats a value of an event. Third-party errors that do (``json``,
@@ -36,6 +37,7 @@ __all__ = [
     "SchemaError",
     "ScrubError",
     "SinkError",
+    "SpoolFull",
     "TelemetryError",
     "TransportError",
 ]
@@ -124,6 +126,10 @@ class TransportError(TelemetryError):
 
 class BrokerError(TransportError):
     """The log cannot take or give. Nothing was acknowledged."""
+
+
+class SpoolFull(BrokerError):  # noqa: N818 - a state that passes, as in `queue.Full`
+    """The log's quota or its disk is used up. Nothing was stored; what it holds can be drained."""
 
 
 class SinkError(TransportError):
