@@ -14,6 +14,7 @@
     │   └── IdentifierError   an identifier does not fit the profile of its namespace
     └── TransportError    the outside failed: try again later
         ├── BrokerError       the log cannot take or give
+        │   └── SpoolFull         its quota or the disk is used up: refuse, go on draining
         ├── VaultError        the store of per-subject secrets cannot be asked: hold
         └── SinkError         a recipient cannot be reached or does not answer as documented
 
@@ -37,6 +38,7 @@ __all__ = [
     "SchemaError",
     "ScrubError",
     "SinkError",
+    "SpoolFull",
     "TelemetryError",
     "TransportError",
     "VaultError",
@@ -130,6 +132,10 @@ class BrokerError(TransportError):
 
 class VaultError(TransportError):
     """The store of per-subject secrets cannot be asked. Hold; never send without it."""
+
+
+class SpoolFull(BrokerError):  # noqa: N818 - a state that passes, as in `queue.Full`
+    """The log's quota or its disk is used up. Nothing was stored; what it holds can be drained."""
 
 
 class SinkError(TransportError):

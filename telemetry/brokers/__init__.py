@@ -12,13 +12,15 @@ polled and not finished is polled again, in the same order, after a crash.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from telemetry.batch import BATCH_PARCELS, encode_batches
 from telemetry.parcel import Parcel
 
-__all__ = ["DEAD", "HELD", "SEALED", "Broker", "Counts", "Entry", "Polled", "clean"]
+__all__ = ["DEAD", "HELD", "SEALED", "Broker", "Counts", "Entry", "Polled", "clean", "pack"]
 
 SEALED, DEAD, HELD = "sealed", "dead", "held"
 
@@ -94,3 +96,26 @@ class Broker(Protocol):
 
     def close(self) -> None:
         """Let go of files and connections. What was acknowledged stays."""
+
+
+def pack(parcels: Sequence[Parcel]) -> Iterator[tuple[bytes, int]]:
+    """Encode parcels, in their order, and say how many each batch holds.
+
+    Yields:
+        The bytes of a batch and its number of parcels, within the limits of `encode_batches`.
+    """
+    for _, run in groupby(parcels, key=lambda parcel: parcel.header):
+        alike = list(run)
+        for start in range(0, len(alike), BATCH_PARCELS):
+            yield from _pack_alike(alike[start : start + BATCH_PARCELS])
+
+
+def _pack_alike(parcels: Sequence[Parcel]) -> Iterator[tuple[bytes, int]]:
+    """Encode up to 64 parcels of one header; halve them where their bytes need several batches."""
+    batches = encode_batches(parcels)
+    if len(batches) == 1:
+        yield batches[0], len(parcels)
+    else:
+        half = len(parcels) // 2
+        yield from _pack_alike(parcels[:half])
+        yield from _pack_alike(parcels[half:])
