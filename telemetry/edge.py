@@ -37,6 +37,9 @@ class Connection(NamedTuple):
     known: Sequence[tuple[str, str]] = ()
 
 
+_NOBODY: Final = Connection()
+
+
 class Item(NamedTuple):
     """One unit of the books as a dialect found it: a Sentry item, a Heap event, a native event.
 
@@ -68,7 +71,7 @@ class Edge:
         self._seen: Counter[str] = Counter()
         self.unknown: Counter[tuple[str, str]] = Counter()
 
-    def scrub(self, item: Item, connection: Connection = Connection()) -> Outcome:  # noqa: B008 - immutable
+    def scrub(self, item: Item, connection: Connection = _NOBODY) -> Outcome:
         """Scrub one item.
 
         Raises:

@@ -8,10 +8,10 @@ outside a capsule.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 
@@ -20,33 +20,22 @@ from scrubbers.model import Remark
 from telemetry.brokers import Entry
 from telemetry.edge import Connection, Edge, Item, uuid7_hex
 from telemetry.errors import EventError, IdentifierError
-from telemetry.identity import Identifier, canonicalize
+from telemetry.identity import (
+    DeadLetterSealer,
+    Identifier,
+    Sealer,
+    canonicalize,
+    epoch_ms,
+)
 from telemetry.parcel import Parcel
 from telemetry.policy import Policy
 from telemetry.retention import retain_until
 
-__all__ = ["Intake", "Sealing", "Taken"]
+__all__ = ["Intake", "Taken"]
 
 _FUTURE_SKEW: Final = timedelta(minutes=5)
+_NOBODY: Final = Connection()
 _SEALED, _IN = Entry("edge", "sealed"), Entry("edge", "items_in")
-
-
-class Sealing(Protocol):
-    """What the edge needs of `telemetry.identity`: public keys only."""
-
-    def seal(
-        self,
-        identifiers: Sequence[Identifier],
-        *,
-        event_id: str,
-        schema: str,
-        occurred_ms: int,
-        tenant: str,
-    ) -> bytes:
-        """Seal identifiers to the pseudonymizer, bound to the event they belong to."""
-
-    def seal_dead(self, data: bytes, *, event_id: str) -> bytes:
-        """Seal an unreadable original to whoever may look at dead letters."""
 
 
 @dataclass(slots=True)
@@ -73,7 +62,8 @@ class Intake:
     Args:
         policy: What may leave and for how long.
         edge: Scrubs, under that policy.
-        sealing: Public keys.
+        sealer: Seals identifiers for the pseudonymizer.
+        dead_sealer: Seals unreadable originals for whoever may look at dead letters.
         now: Aware UTC clock.
     """
 
@@ -81,14 +71,16 @@ class Intake:
         self,
         policy: Policy,
         edge: Edge,
-        sealing: Sealing,
+        sealer: Sealer,
+        dead_sealer: DeadLetterSealer,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._policy, self._edge, self._sealing, self._now = policy, edge, sealing, now
+        self._policy, self._edge, self._now = policy, edge, now
+        self._sealer, self._dead_sealer = sealer, dead_sealer
         self.invalid_identifiers: Counter[str] = Counter()
 
     def take(
-        self, items: Iterable[Item], *, tenant: str, connection: Connection = Connection()
+        self, items: Iterable[Item], *, tenant: str, connection: Connection = _NOBODY
     ) -> Taken:
         """Take the items of one request: each becomes a parcel, a dead letter or a counted drop."""
         taken = Taken()
@@ -133,11 +125,11 @@ class Intake:
         identifiers, remarks = self._identifiers(outcome)
         capsule = b""
         if identifiers:
-            capsule = self._sealing.seal(
+            capsule = self._sealer.seal(
                 identifiers,
                 event_id=event_id,
                 schema=item.kind,
-                occurred_ms=int(occurred_at.timestamp() * 1000),
+                occurred_ms=epoch_ms(occurred_at),
                 tenant=tenant,
             )
         return Parcel(
@@ -194,6 +186,6 @@ class Intake:
             occurred_at=at,
             received_at=at,
             retain_until=retain_until(at, self._policy.retention[purpose.retention]),
-            body=self._sealing.seal_dead(item.raw, event_id=event_id),
+            body=self._dead_sealer.seal(item.raw, event_id=event_id),
             reason=reason,
         )

@@ -21,7 +21,7 @@ import structlog
 from scrubbers.engine import rescrub
 from scrubbers.model import Remark, Scrubbed
 from telemetry.brokers import DEAD, HELD, SEALED, Broker, Entry, Polled, clean
-from telemetry.errors import EventError, TransportError
+from telemetry.errors import EventError, KeyringError, TransportError
 from telemetry.identity import Domain, Identity, Resolved, Sealed
 from telemetry.parcel import Parcel
 from telemetry.policy import Policy, PolicyRegister
@@ -92,6 +92,7 @@ _STATES: Final[Mapping[str, Drop | Hold]] = {
     "WITHDRAWN": Drop("no_consent"),
     "RESTRICTED": Hold("restricted"),
 }
+"""What a subject's state means for an event; other states let it go on."""
 
 
 def decide(
@@ -151,11 +152,15 @@ def _for_recipient(
     domain = Domain(name=recipient.domain, label=recipient.label, epoch=recipient.epoch)
     original = recipient.event_ids == "original"
     delivery_id = parcel.event_id if original else identities.delivery_id(domain)
+    try:
+        tokens = _named(identities.tokens(domain, parcel.occurred_at), terms.policy)
+    except EventError as error:
+        return Drop(error.reason)
     shaping = Shaping(
         kind=parcel.kind,
         delivery_id=delivery_id,
         occurred_at=parcel.occurred_at,
-        tokens=identities.tokens(domain, parcel.occurred_at),
+        tokens=tokens,
         remarks=remarks,
         tags=Tags(
             retain_until=retention_date(parcel.retain_until),
@@ -178,6 +183,16 @@ def _for_recipient(
             remarks=b"",
         )
     )
+
+
+def _named(tokens: Mapping[str, str], policy: Policy) -> dict[str, str]:
+    """Name the tokens of declared objects by their property, as the sinks know them."""
+    objects = policy.pseudonyms.get("object")
+    prefix = f"object:{objects.namespace}:" if objects else "object:"
+    return {
+        f"object:{kind.removeprefix(prefix)}" if kind.startswith(prefix) else kind: token
+        for kind, token in tokens.items()
+    }
 
 
 class Pseudonymizer:
@@ -213,7 +228,7 @@ class Pseudonymizer:
             try:
                 busy = await self.step()
                 self.holding = ""
-            except TransportError as error:
+            except (TransportError, KeyringError) as error:
                 # Vault, keys or log cannot be asked: stop taking; never send unchecked.
                 if not self.holding:
                     _log.warning("holding", reason=type(error).__name__)
@@ -248,7 +263,8 @@ class Pseudonymizer:
                     tenant=parcel.tenant,
                 )
                 for parcel in parcels
-            ]
+            ],
+            purposes={parcel.purpose for parcel in parcels},
         )
         now = self._now()
         outputs: dict[str, list[Parcel]] = {}
