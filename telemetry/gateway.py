@@ -81,7 +81,7 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.gateway")
 Count = Callable[[str, tuple[str, ...], int], None]
 """Metric hook: name, labels, number. The labels are words of closed sets.
 
-``requests`` (dialect, status), ``refusals`` (word of `REFUSALS`), ``client_discarded`` (reason,
+``requests`` (dialect, status or ``gone``), ``refusals`` (word of `REFUSALS`), ``client_discarded`` (reason,
 category: what Sentry clients report to have thrown away themselves).
 """
 
@@ -413,6 +413,7 @@ class Gateway:
         except web.RequestPayloadError:
             response = self._refuse(Refusal("not_http"))
         except ConnectionError:
+            self._count("requests", (dialect, "gone"), 1)
             raise
         except Exception as error:  # noqa: BLE001 - the edge of the loop: nothing escapes to aiohttp
             _log.error("request_failed", error=type(error).__name__, dialect=dialect)
@@ -730,7 +731,8 @@ class _Protocol(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer what is no HTTP, in our words: aiohttp's repeat the line that is wrong."""
-        if request.writer.output_size > 0:
+        if isinstance(exc, ConnectionError) or request.writer.output_size > 0:
+            # Nobody is there any more, or they have half of another answer.
             raise ConnectionError
         code = "not_http" if status < 500 else "internal"  # noqa: PLR2004 - Internal Server Error
         response = self._refuse(Refusal(code))
