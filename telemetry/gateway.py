@@ -81,8 +81,8 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.gateway")
 Count = Callable[[str, tuple[str, ...], int], None]
 """Metric hook: name, labels, number. The labels are words of closed sets.
 
-``requests`` (dialect, status or ``gone``), ``refusals`` (word of `REFUSALS`), ``client_discarded`` (reason,
-category: what Sentry clients report to have thrown away themselves).
+``requests`` (dialect; status, or ``gone`` if the client left), ``refusals`` (word of `REFUSALS`),
+``client_discarded`` (reason, category: what Sentry clients say they threw away themselves).
 """
 
 _KEEPALIVE_S: Final = 75.0
