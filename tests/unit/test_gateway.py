@@ -480,6 +480,14 @@ async def test_a_head_that_dribbles_in_is_cut_off_in_time() -> None:
         assert it.counts["refusals", ("too_slow",)] == 1
 
 
+async def test_a_connection_on_which_nothing_comes_is_closed_in_time() -> None:
+    async with running(limits=SLOW) as it:
+        reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
+        assert (await asyncio.wait_for(read_reply(reader), 1)).status == 408
+        assert await reader.read() == b""
+        writer.close()
+
+
 async def test_the_deadline_for_heads_holds_for_later_requests_too() -> None:
     request = b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s"
     async with running(limits=SLOW) as it:
