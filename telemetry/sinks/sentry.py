@@ -414,7 +414,8 @@ def _move_agent(
     agent: object = payload.pop("user_agent", None)
     moved["user_agent",] = ("contexts", "browser", "name")
     request = payload.get("request")
-    headers = request.get("headers") if isinstance(request, dict) else None
+    request = request if isinstance(request, dict) else {}
+    headers = request.get("headers")
     if isinstance(headers, list):  # pairs instead of a map
         pairs = [pair for pair in headers if isinstance(pair, list) and len(pair) == 2]  # noqa: PLR2004
         headers = request["headers"] = {str(name): value for name, value in pairs}

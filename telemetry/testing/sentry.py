@@ -375,23 +375,29 @@ def _check_sent_at(
 def _check_item(
     kind: str, headers: dict[str, Any], payload: bytes, head: dict[str, Any]
 ) -> Iterable[str]:
-    if kind == "attachment":
-        if not headers.get("filename"):
-            raise _RefusedError("attachment: no filename")
-        return
+    if kind == "attachment" and not headers.get("filename"):
+        raise _RefusedError("attachment: no filename")
     if kind in _EVENTLIKE:
-        yield from _check_event(kind, _payload(kind, payload), head)
+        event = _payload(kind, payload)
+        yield from _check_event(kind, event, head)
+        said = (event.get("contexts") or {}).get("feedback") or {}
+        if len(str(said.get("message", ""))) > _FEEDBACK_CHARS:
+            yield "feedback: message over 4096 characters"
     elif kind in _CONTAINERS:
-        if headers.get("content_type") != _CONTAINERS[kind]:
-            raise _RefusedError(f"{kind}: content_type is not the container's")
-        if headers.get("item_count") != len(_payload(kind, payload).get("items", [])):
-            raise _RefusedError(f"{kind}: item_count does not fit")
+        _check_container(kind, headers, _payload(kind, payload))
     elif kind in {"session", "sessions"}:
         yield from _check_session(kind, _payload(kind, payload))
     elif kind == "check_in":
         record = _payload(kind, payload)
         if not record.get("monitor_slug") or record.get("status") not in _CHECK_IN_STATES:
             raise _RefusedError("check_in: monitor_slug or status is missing")
+
+
+def _check_container(kind: str, headers: dict[str, Any], record: dict[str, Any]) -> None:
+    if headers.get("content_type") != _CONTAINERS[kind]:
+        raise _RefusedError(f"{kind}: content_type is not the container's")
+    if headers.get("item_count") != len(record.get("items", [])):
+        raise _RefusedError(f"{kind}: item_count does not fit")
 
 
 def _check_session(kind: str, record: dict[str, Any]) -> Iterable[str]:
@@ -430,17 +436,13 @@ def _check_event(kind: str, event: dict[str, Any], head: dict[str, Any]) -> Iter
         yield f"{kind}: timestamp is missing or no time"
     if not isinstance(event.get("platform"), str) or not event["platform"]:
         yield f"{kind}: no platform"
-    if event.get("level") is not None and str(event["level"]) not in _LEVELS:
+    if str(event.get("level", "error")) not in _LEVELS:
         yield f"{kind}: unknown level"
     yield from _check_tags(kind, event.get("tags"))
     yield from _check_user(kind, event.get("user"))
     for name in ("contexts", "extra", "request", "sdk", "exception", "logentry"):
         if event.get(name) is not None and not isinstance(event[name], dict | list):
             yield f"{kind}: {name} is no object"
-    if kind == "feedback":
-        feedback = (event.get("contexts") or {}).get("feedback") or {}
-        if len(str(feedback.get("message", ""))) > _FEEDBACK_CHARS:
-            yield "feedback: message over 4096 characters"
     if "_meta" in event:
         yield from _check_meta(event["_meta"], event)
 
