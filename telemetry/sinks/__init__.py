@@ -154,6 +154,10 @@ class Sink(ABC):
         """Name the rate-limit scope a delivery falls under; ``""`` if there is only one."""
         return ""
 
+    def identity(self, delivery: Delivery) -> str:
+        """Name whom the recipient's per-identity limits count; ``""`` if it has none."""
+        return ""
+
     @abstractmethod
     async def send(self, deliveries: Sequence[Delivery]) -> Sequence[Outcome]:
         """Deliver in one request and give one outcome for each delivery, in order.
