@@ -73,6 +73,15 @@ class Purpose(_Table):
     consent: bool = False
 
 
+class RateLimit(_Table):
+    """A documented limit: `events` in `period_s` seconds, for `each` identity or for all."""
+
+    events: Annotated[int, msgspec.Meta(ge=1)]
+    period_s: Annotated[float, msgspec.Meta(gt=0)]
+    each: bool = False
+    kinds: list[str] = []
+
+
 class Recipient(_Table):
     """Who receives telemetry. A sink exists because a recipient names it.
 
@@ -86,7 +95,7 @@ class Recipient(_Table):
         retention: What it really keeps.
         erasure: ``api``, or ``compensated`` with the control that takes its place.
         hosts: The only hosts that may be contacted for it.
-        rates: Its documented limits, by name.
+        rates: Its documented limits.
     """
 
     entity: str
@@ -105,7 +114,7 @@ class Recipient(_Table):
     sink: str = ""
     refused: str = ""
     compensation: str = ""
-    rates: dict[str, int] = {}
+    rates: list[RateLimit] = []
 
 
 class _RetentionClass(_Table):

@@ -61,7 +61,7 @@ class HeapSink(Sink):
     # Heap takes 1000. Half of it keeps the search for one bad event at 11 further requests.
     max_deliveries = 500
 
-    def __init__(  # noqa: PLR0913 - all by keyword
+    def __init__(
         self,
         *,
         url: str,

@@ -159,7 +159,7 @@ class SentrySink(Sink):
 
     max_deliveries = 50
 
-    def __init__(  # noqa: PLR0913 - all by keyword
+    def __init__(
         self,
         *,
         dsn: str,

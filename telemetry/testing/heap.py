@@ -63,7 +63,7 @@ class HeapStandIn(StandIn):
         port: 0 takes a free one.
     """
 
-    def __init__(  # noqa: PLR0913 - all by keyword
+    def __init__(
         self,
         *,
         app_ids: Collection[str] = (),
