@@ -260,7 +260,9 @@ class Vault:
         ]
         with self._transaction(writes=True) as connection:
             # A row that is there, tombstones too, stays as it is.
-            connection.execute(self._insert(_SUBJECTS).on_conflict_do_nothing(), rows)
+            inserted = connection.execute(self._insert(_SUBJECTS).on_conflict_do_nothing(), rows)
+            if inserted.rowcount == len(rows):
+                return {locator: Secret(raw) for locator, raw in made.items()}
             stored = self._rows(connection, locators)
         if len(stored) != len(rows):
             raise VaultError("The vault did not keep what it was given.")
