@@ -42,7 +42,7 @@ from telemetry.intake import Intake, Taken
 from telemetry.parcel import Parcel
 from telemetry.pipeline import Pseudonymizer, Terms
 from telemetry.policy import PolicyRegister, load_policy, policy_dir
-from telemetry.schema import Schemas
+from telemetry.rules import Schemas
 from telemetry.sinks import Sink
 
 __all__ = ["Runner", "Storage", "open_broker"]

@@ -126,7 +126,7 @@ class KafkaBroker:
     _own: Counter[Entry] | None
     _appended: int
 
-    def __init__(  # noqa: PLR0913 - settings of one installation, all by keyword
+    def __init__(
         self,
         bootstrap: str,
         *,
