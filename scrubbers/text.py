@@ -1,0 +1,229 @@
+"""Free text: gate, locate, validate, rewrite, and the same once more.
+
+Owns placeholders and the promise about what comes out: *the validated finder finds nothing in it
+but placeholders*. What cannot be brought to that state becomes ``<redacted>`` as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+from scrubbers import shipped
+from scrubbers.detectors import Detectors, searchable
+from scrubbers.known_values import KnownValues
+from scrubbers.model import Remark
+
+__all__ = ["MAX_FIELD_BYTES", "MAX_HITS", "Numbering", "redact_text", "shipped_detectors"]
+
+MAX_FIELD_BYTES = 8_192
+"""What is behind this in a text that may hold something is cut, not searched."""
+MAX_HITS = 256
+"""A text with more findings is data, not a message; nothing of it stays."""
+
+_REDACTED = "<redacted>"
+_TRUNCATED = b"<truncated>"
+# A value that begins before the cut is looked for this far behind it, so that no half of it stays.
+_LOOK_AHEAD_BYTES = 1_024
+_ROUNDS = 2
+
+
+class Numbering:
+    """Numbers of placeholders within one event: equal values get equal numbers, by kind.
+
+    Holds the values it has seen: make one an event, and let it go with the event. A kind counts to
+    999; values behind that share the number 999.
+    """
+
+    __slots__ = ("_next", "_seen")
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, bytes], int] = {}
+        self._next: dict[str, int] = {}
+
+    def __repr__(self) -> str:
+        return "Numbering()"
+
+    def number(self, kind: str, value: bytes) -> int:
+        """Return the number of `value`, a new one if it has none. Case does not count."""
+        key = (kind, value.lower())
+        if key not in self._seen:
+            self._next[kind] = number = min(self._next.get(kind, 0) + 1, 999)
+            self._seen[key] = number
+        return self._seen[key]
+
+    def reserve(self, placeholder: bytes) -> None:
+        """Keep the number of a placeholder that is already in a text from being given again."""
+        kind, _, number = placeholder.strip(b"<>").decode("ascii").partition(":")
+        if number:
+            self._next[kind] = max(self._next.get(kind, 0), int(number))
+
+
+@cache
+def shipped_detectors() -> Detectors:
+    """Compile the shipped table, once.
+
+    Raises:
+        RuleError: It cannot be used here; see `Detectors.compile`.
+    """
+    return Detectors.compile(shipped.detector_table())
+
+
+def redact_text(
+    text: str,
+    detectors: Detectors | None = None,
+    *,
+    known: KnownValues | None = None,
+    numbering: Numbering | None = None,
+) -> tuple[str, tuple[Remark, ...]]:
+    """Put placeholders where a text holds personal data or secrets.
+
+    Args:
+        text: One field. Clean text of any length stays as it is; of other text, what is behind
+            `MAX_FIELD_BYTES` is cut.
+        detectors: A compiled table; None takes the shipped one.
+        known: Values of the request, removed wherever they show up, before any detector.
+        numbering: Numbers shared by the fields of an event; None numbers within this text.
+
+    Returns:
+        The text, and a remark for each placeholder put in: rule id and UTF-8 byte offsets in the
+        new text. Redacting what is returned changes nothing and leaves no remark.
+
+    Raises:
+        RuleError: `detectors` is None and the shipped table cannot be used here.
+
+    >>> redact_text("login of jane@example.com failed, password=hunter2")[0]
+    'login of <email:1> failed, password=<secret>'
+    >>> redact_text("3 of 4 workers are ready")
+    ('3 of 4 workers are ready', ())
+    """
+    if detectors is None:
+        detectors = shipped_detectors()
+    # Most texts are clean: one pass over their bytes, and nothing more.
+    if known is None or not known.found_in(text):
+        if not detectors.gate(text):
+            return (text if text.isascii() else _encodable(text)), ()
+        known = None
+    data = searchable(text).encode()
+    try:
+        draft = _Draft(data, detectors, numbering or Numbering())
+        for _ in range(_ROUNDS):
+            if known is not None:
+                draft.apply_known(known)
+            if not draft.apply():
+                break
+        draft.trim()
+        clean = draft.is_clean() and (known is None or not draft.apply_known(known))
+    except OverflowError:
+        clean = False
+        draft = None
+    if draft is None or not clean:
+        return (
+            (text, ())
+            if text == _REDACTED
+            else (_REDACTED, (Remark((), "unsettled", "replace", 0, len(_REDACTED)),))
+        )
+    if not draft.marks:
+        # An anchor hit and nothing stood behind it: the original form, not the searched one.
+        return _encodable(text), ()
+    return draft.data.decode(), tuple(
+        Remark((), rule, "replace", start, end) for start, end, rule in draft.marks
+    )
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode()
+    return text
+
+
+class _Draft:
+    """A text while it is rewritten: its bytes, and where placeholders were put into them."""
+
+    __slots__ = ("_cut", "_detectors", "_numbering", "data", "marks")
+
+    def __init__(self, data: bytes, detectors: Detectors, numbering: Numbering) -> None:
+        self._detectors, self._numbering = detectors, numbering
+        self.data = data
+        self.marks: list[tuple[int, int, str]] = []
+        self._cut = len(data) > MAX_FIELD_BYTES
+        if self._cut:
+            end = MAX_FIELD_BYTES + _LOOK_AHEAD_BYTES
+            self.data = data[:end].decode("utf-8", "ignore").encode()
+        if b"<" in data:
+            for placeholder in detectors.placeholders(self.data):
+                numbering.reserve(placeholder)
+
+    def apply_known(self, known: KnownValues) -> bool:
+        """Replace known values; tell whether there were any."""
+        spans = known.spans(self.data, self._detectors.placeholder_spans(self.data))
+        self._replace(
+            [(start, end, f"<{kind}>".encode()) for start, end, kind in spans], "known_value"
+        )
+        return bool(spans)
+
+    def apply(self) -> bool:
+        """Replace what the detectors find, one detector after the other; tell whether any did."""
+        changed = False
+        for row in list(self._detectors.candidates(self.data)):
+            detector, spans = row.detector, []
+            for start, end in self._detectors.find(row, self.data):
+                number = ""
+                if detector.numbered:
+                    number = f":{self._numbering.number(detector.kind, self.data[start:end])}"
+                spans.append((start, end, f"<{detector.kind}{number}>".encode()))
+            if spans:
+                changed = True
+                self._replace(spans, detector.id)
+        return changed
+
+    def is_clean(self) -> bool:
+        """Tell whether the finder finds nothing but placeholders. The post-condition."""
+        if not self._detectors.gate_bytes(searchable(self.data.decode()).encode()):
+            return True
+        data = searchable(self.data.decode()).encode()
+        return all(
+            next(self._detectors.find(row, data), None) is None
+            for row in self._detectors.candidates(data)
+        )
+
+    def trim(self) -> None:
+        """Cut what is too long, before a placeholder rather than through it."""
+        if not self._cut and len(self.data) <= MAX_FIELD_BYTES:
+            return
+        limit = MAX_FIELD_BYTES - len(_TRUNCATED)
+        for start, end in self._detectors.placeholder_spans(self.data):
+            if start < limit < end:
+                limit = start
+        head = self.data[:limit].decode("utf-8", "ignore").encode()
+        self.marks = [mark for mark in self.marks if mark[1] <= len(head)]
+        self.marks.append((len(head), len(head) + len(_TRUNCATED), "truncated"))
+        self.data = head + _TRUNCATED
+
+    def _replace(self, spans: Sequence[tuple[int, int, bytes]], rule: str) -> None:
+        """Put placeholders in place of spans, which are sorted and apart, and move the marks."""
+        if not spans:
+            return
+        pieces, last, shift = [], 0, 0
+        moved: list[tuple[int, int, str]] = []
+        marks = iter([*self.marks, (len(self.data) + 1, len(self.data) + 1, "")])
+        mark = next(marks)
+        for start, end, placeholder in spans:
+            while mark[1] <= start:
+                moved.append((mark[0] + shift, mark[1] + shift, mark[2]))
+                mark = next(marks)
+            while mark[0] < end:  # an earlier placeholder inside a longer value
+                mark = next(marks)
+            pieces += [self.data[last:start], placeholder]
+            moved.append((start + shift, start + shift + len(placeholder), rule))
+            shift += len(placeholder) - (end - start)
+            last = end
+        while mark[0] <= len(self.data):
+            moved.append((mark[0] + shift, mark[1] + shift, mark[2]))
+            mark = next(marks)
+        self.data = b"".join([*pieces, self.data[last:]])
+        self.marks = moved
+        if len(moved) > MAX_HITS:
+            raise OverflowError
