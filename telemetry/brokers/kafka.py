@@ -60,6 +60,7 @@ _IN_FLIGHT_BYTES: Final = 16 * 1024**2
 _METADATA_BYTES: Final = 4096
 _PLAIN_METADATA_BYTES: Final = 2048
 _FETCH_RECORDS: Final = 256
+_ORIGIN_BYTES: Final = 32
 # Stages of entries that are no part of the books: parcels stored in, and finished from, a stream.
 _STORED: Final = "+"
 _FINISHED: Final = "-"
@@ -93,6 +94,7 @@ class _Reader:
 
     consumer: Any
     places: list[_Place]
+    partitions: int
     turn: int = 0
 
 
@@ -190,6 +192,9 @@ class KafkaBroker:
         with self._lock:
             self._ready()
             reader = self._reader(stream, group)
+            if self._partition_count(self._topic(stream)) != reader.partitions:
+                del self._readers[stream, group]  # the topic has grown: read the new ones too
+                reader = self._reader(stream, group)
             try:
                 while True:
                     number = self._fetch(reader)
@@ -441,9 +446,10 @@ class KafkaBroker:
         self._register(stream, group)
         topic = self._topic(stream)
         consumer = self._consumer(stream, group)
+        count = self._partition_count(topic)
         owned = [
             kafka.TopicPartition(topic, number)
-            for number in range(self._partition_count(topic))
+            for number in range(count)
             if self._partitions is None or number in self._partitions
         ]
         if not owned:
@@ -456,7 +462,7 @@ class KafkaBroker:
             start = beginnings[partition] if offset is None else offset
             consumer.seek(partition, start)
             places.append(_Place(partition, start, start, counts, origin))
-        return _Reader(consumer, places)
+        return _Reader(consumer, places, count)
 
     def _committed(
         self, consumer: Any, partition: Any
@@ -486,11 +492,25 @@ class KafkaBroker:
             if time.monotonic() > deadline:
                 raise BrokerError("Kafka has records but does not give them.")
             got = reader.consumer.poll(timeout_ms=200, max_records=_FETCH_RECORDS)
+            if not got:
+                self._step_over_expired(reader, behind)
             for place in reader.places:
                 if records := got.get(place.partition):
                     _warn_of_gap(place, records[0].offset)
                     place.waiting.extend(records)
                     place.fetched = records[-1].offset + 1
+
+    def _step_over_expired(self, reader: _Reader, behind: Sequence[_Place]) -> None:
+        """Go on at the oldest record left, where retention removed what came next (fault 12)."""
+        oldest = reader.consumer.beginning_offsets(
+            [place.partition for place in behind], timeout_ms=self._timeout_ms
+        )
+        for place in behind:
+            start = oldest[place.partition]
+            if start > place.fetched:
+                _warn_of_gap(place, start)
+                place.fetched = start
+                reader.consumer.seek(place.partition, start)
 
     def _take(
         self, reader: _Reader, number: int, stream: str, group: str, max_events: int
@@ -654,8 +674,10 @@ def _header(record: Any, name: str) -> bytes:
 
 def _origin_of(record: Any) -> _Origin | None:
     """Read which part of which sealed record this was made from; None if it does not say."""
-    offset, _, part = _header(record, "origin").partition(b".")
-    return (int(offset), int(part)) if offset.isdigit() and part.isdigit() else None
+    origin = _header(record, "origin")
+    offset, _, part = origin.partition(b".")
+    is_ours = offset.isdigit() and part.isdigit() and len(origin) <= _ORIGIN_BYTES
+    return (int(offset), int(part)) if is_ours else None
 
 
 def _events_of(record: Any) -> int:

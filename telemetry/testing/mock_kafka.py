@@ -47,6 +47,11 @@ def _library() -> ctypes.CDLL:
         ("rd_kafka_mock_broker_set_down", number, [pointer, ctypes.c_int32]),
         ("rd_kafka_mock_broker_set_up", number, [pointer, ctypes.c_int32]),
         (
+            "rd_kafka_mock_partition_delete_records",
+            number,
+            [pointer, text, ctypes.c_int32, ctypes.c_int64],
+        ),
+        (
             "rd_kafka_mock_push_request_errors_array",
             None,
             [pointer, ctypes.c_int16, ctypes.c_size_t, ctypes.POINTER(number)],
@@ -87,6 +92,14 @@ class MockKafka:
         """Create a topic. One that a client asks for first is created with four partitions."""
         error = self._library.rd_kafka_mock_topic_create(
             self._cluster, name.encode(), partitions, 1
+        )
+        if error:
+            raise OSError(f"mock Kafka: error {error}")
+
+    def expire(self, topic: str, partition: int, before: int) -> None:
+        """Remove records below an offset, as a topic's retention does."""
+        error = self._library.rd_kafka_mock_partition_delete_records(
+            self._cluster, topic.encode(), partition, before
         )
         if error:
             raise OSError(f"mock Kafka: error {error}")

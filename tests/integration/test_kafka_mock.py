@@ -13,7 +13,13 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from telemetry.brokers import DEAD, HELD, SEALED, Broker, Entry, clean
-from telemetry.brokers.kafka import KafkaBroker, _decode_metadata, _encode_metadata, _Record
+from telemetry.brokers.kafka import (
+    KafkaBroker,
+    _decode_metadata,
+    _encode_metadata,
+    _Record,
+    _records,
+)
 from telemetry.errors import BrokerError
 from telemetry.testing.brokers import PLANTED, BrokerConformance, make_parcel
 from telemetry.testing.mock_kafka import MockKafka
@@ -30,15 +36,22 @@ _numbers = itertools.count()
 
 @pytest.fixture(scope="module")
 def mock() -> Iterator[MockKafka]:
+    """One cluster; each test has its own prefix. Topics come up when asked for, four partitions."""
     with MockKafka() as cluster:
         yield cluster
 
 
-def opener(mock: MockKafka, partitions: int) -> Callable[..., KafkaBroker]:
-    """Give what opens brokers on topics of their own."""
-    prefix = f"t{next(_numbers)}"
-    for stream in (SEALED, DEAD, HELD, HEAP, clean("sentry"), "books"):
-        mock.create_topic(f"{prefix}.{stream}.v1", partitions)
+@pytest.fixture
+def one_partition() -> Iterator[MockKafka]:
+    """A cluster of its own, because order holds within a partition only."""
+    with MockKafka() as cluster:
+        for stream in (SEALED, DEAD, HELD, HEAP, clean("sentry"), "books"):
+            cluster.create_topic(f"one.{stream}.v1", 1)
+        yield cluster
+
+
+def opener(mock: MockKafka, prefix: str) -> Callable[..., KafkaBroker]:
+    """Give what opens brokers on topics of that prefix."""
 
     def open_broker(**options: object) -> KafkaBroker:
         settings: dict[str, object] = {
@@ -54,15 +67,15 @@ def opener(mock: MockKafka, partitions: int) -> Callable[..., KafkaBroker]:
 
 class TestKafkaConforms(BrokerConformance):
     @pytest.fixture
-    def broker(self, mock: MockKafka) -> Iterator[Broker]:
-        self.open = opener(mock, partitions=1)
+    def broker(self, one_partition: MockKafka) -> Iterator[Broker]:
+        self.open = opener(one_partition, "one")
         yield from self.opened()
 
 
 @pytest.fixture
 def open_broker(mock: MockKafka) -> Iterator[Callable[..., KafkaBroker]]:
     brokers: list[KafkaBroker] = []
-    make = opener(mock, partitions=4)
+    make = opener(mock, f"t{next(_numbers)}")
 
     def open_one(**options: object) -> KafkaBroker:
         brokers.append(make(**options))
@@ -176,6 +189,35 @@ def test_a_record_that_does_not_decode_is_counted_and_stepped_over(open_broker: 
     assert sorted(drained(open_broker(), SEALED, GROUP)) == []
 
 
+@pytest.mark.parametrize("left", [0, 2])
+def test_what_retention_removed_is_stepped_over_and_never_silently(
+    open_broker: Opener, mock: MockKafka, caplog: pytest.LogCaptureFixture, left: int
+) -> None:
+    broker = open_broker(partitions=[0])
+    topic = broker._topic(SEALED)
+    for n in range(5):
+        broker._send(_records(topic, 0, [make_parcel(n)]))
+    first = broker.poll(SEALED, GROUP, 1)
+    broker.finish(first, {}, {})
+    mock.expire(topic, 0, 5 - left)
+    restarted = open_broker(partitions=[0])
+    assert drained(restarted, SEALED, GROUP) == list(range(5 - left, 5))
+    assert f"topic={topic} partition=0 records={4 - left}" in caplog.text
+    broker._send(_records(topic, 0, [make_parcel(9)]))
+    assert drained(restarted, SEALED, GROUP) == [9]
+
+
+def test_partitions_that_are_added_are_read_without_a_restart(
+    open_broker: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = open_broker()
+    with monkeypatch.context() as patch:  # as if the topic had two so far
+        patch.setattr(broker, "_partition_count", lambda _: 2)
+        assert not broker.poll(SEALED, GROUP, 10).parcels
+    broker._send(_records(broker._topic(SEALED), 3, [make_parcel(3)]))
+    assert drained(broker, SEALED, GROUP) == [3]
+
+
 def test_after_a_refused_record_the_next_is_taken_within_seconds(
     open_broker: Opener, mock: MockKafka
 ) -> None:
@@ -217,33 +259,35 @@ def test_a_refused_commit_moves_nothing(open_broker: Opener, mock: MockKafka) ->
     assert drained(broker, SEALED, GROUP) == [0]
 
 
-def test_while_the_broker_is_away_every_call_ends_and_nothing_acknowledged_is_lost() -> None:
-    with MockKafka() as own:
-        broker = opener(own, partitions=1)(timeout_s=1)
-        broker.append(SEALED, [make_parcel(0)], {ONE: 1})
-        own.down()
-        for call in (
-            lambda: broker.append(SEALED, [make_parcel(1)], {ONE: 1}),
-            lambda: broker.poll(SEALED, GROUP, 10),
-            broker.books,
-        ):
-            started = time.monotonic()
-            with pytest.raises(BrokerError):
-                call()
-            assert time.monotonic() - started < 8
-        own.up()
-        deadline = time.monotonic() + 15
-        while True:
-            try:
-                broker.append(SEALED, [make_parcel(2)], {ONE: 1})
-                break
-            except BrokerError:
-                assert time.monotonic() < deadline
-        assert {0, 2} <= set(drained(broker, SEALED, GROUP))
+def test_while_the_broker_is_away_every_call_ends_and_nothing_acknowledged_is_lost(
+    one_partition: MockKafka,
+) -> None:
+    own = one_partition
+    broker = opener(own, "one")(timeout_s=1)
+    broker.append(SEALED, [make_parcel(0)], {ONE: 1})
+    own.down()
+    for call in (
+        lambda: broker.append(SEALED, [make_parcel(1)], {ONE: 1}),
+        lambda: broker.poll(SEALED, GROUP, 10),
+        broker.books,
+    ):
         started = time.monotonic()
-        own.down()
-        broker.close()
+        with pytest.raises(BrokerError):
+            call()
         assert time.monotonic() - started < 8
+    own.up()
+    deadline = time.monotonic() + 15
+    while True:
+        try:
+            broker.append(SEALED, [make_parcel(2)], {ONE: 1})
+            break
+        except BrokerError:
+            assert time.monotonic() < deadline
+    assert {0, 2} <= set(drained(broker, SEALED, GROUP))
+    started = time.monotonic()
+    own.down()
+    broker.close()
+    assert time.monotonic() - started < 8
 
 
 def test_a_broker_that_was_never_there_is_a_broker_error_in_time() -> None:
