@@ -212,7 +212,8 @@ class Vault:
             if missing:
                 asked_at = self._clock()
                 fresh = self._find(missing)
-                unknown = [locator for locator in missing if locator not in fresh]
+                # Sorted, so that two who insert the same subjects never wait for each other.
+                unknown = sorted(set(missing) - set(fresh))
                 if unknown:
                     fresh |= self._make(unknown)
                 self._subjects.remember(fresh, asked_at)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 import os
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -258,13 +259,15 @@ def test_a_forked_child_seals_with_a_key_of_its_own_even_if_the_lock_was_held(
 ) -> None:
     parent = sealer.seal(PEOPLE, **BOUND)
     reader, writer = os.pipe()
-    with sealer._lock:  # as a thread that does not exist in the child
-        child = os.fork()
+    sealer._lock.acquire()  # as a thread would that does not exist in the child
+    child = os.fork()
     if child == 0:
+        signal.alarm(10)
         try:
             os.write(writer, sealer.seal(PEOPLE, **BOUND))
         finally:
             os._exit(0)
+    sealer._lock.release()
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
         sealed = pipe.read()
