@@ -49,9 +49,10 @@ from typing import Any, Final, NamedTuple
 import kafka
 from kafka.codec import has_zstd
 
+from telemetry.batch import decode_batch
 from telemetry.brokers import SEALED, Counts, Entry, Polled, pack
 from telemetry.errors import BrokerError, DecodeError
-from telemetry.parcel import Parcel, decode_batch
+from telemetry.parcel import Parcel
 
 __all__ = ["KafkaBroker"]
 
