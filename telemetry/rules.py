@@ -487,7 +487,7 @@ class Schemas:
         if by_event is None:
             raise DecodeError("unknown_kind")
         try:
-            name = _decode_name(raw).event
+            name: Any = _decode_name(raw).event
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             data = strict_json(raw)
             name = data.get("event") if isinstance(data, dict) else None

@@ -142,6 +142,9 @@ class Sink(ABC):
     max_deliveries: int = 100
     """Most deliveries that one `send` takes."""
 
+    stand_in: str = ""
+    """``module:Class`` of the local server that takes the recipient's place in development."""
+
     @abstractmethod
     def shape(self, event: Scrubbed, shaping: Shaping) -> bytes:
         """Make the recipient's own form of one event. Pure: called by the pseudonymizer.

@@ -60,6 +60,7 @@ class HeapSink(Sink):
 
     # Heap takes 1000. Half of it keeps the search for one bad event at 11 further requests.
     max_deliveries = 500
+    stand_in = "telemetry.testing.heap:HeapStandIn"
 
     def __init__(
         self,

@@ -135,6 +135,11 @@ class StandIn(ABC):
         """Base address, without a trailing slash."""
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    @abstractmethod
+    def settings(self) -> Mapping[str, str]:
+        """What a sink must be given to reach this server: its keyword arguments."""
+
     @abstractmethod
     def answer(self, request: Request) -> Reply:
         """Apply the vendor's rules to one request and keep what it delivers."""
