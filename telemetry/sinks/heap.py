@@ -263,6 +263,9 @@ def _tags(shaping: Shaping) -> dict[str, str | int | float]:
     }
     if organization := shaping.tokens.get("organization"):
         tags["organization"] = organization
+    for kind, token in shaping.tokens.items():
+        if kind.startswith("object:"):
+            tags[kind.removeprefix("object:")] = token
     return tags
 
 
