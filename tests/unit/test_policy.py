@@ -51,8 +51,7 @@ def test_a_policy_that_cannot_be_enforced_stops_the_start_with_its_line(
     edited: Callable[[str, str, str], Path], file: str, old: str, new: str, remedy: str
 ) -> None:
     shipped = (schemas_dir() / "policy" / file).read_text("utf-8")
-    line = shipped.count("
-", 0, shipped.index(old)) + 1
+    line = shipped.count("\n", 0, shipped.index(old)) + 1
     folder = edited(f"policy/{file}", old, new) / "policy"
     with pytest.raises(PolicyError) as caught:
         load_policy(folder)
