@@ -109,7 +109,7 @@ _SLASH = r"(?:/|\\{1,4}|%2[Ff]|%5[Cc]|%252[Ff]|%255[Cc])"
 # Only at a root: src/users/list.js and views/home/index.py are code, and nobody's home.
 _ROOT = (
     rf"(?:^|[:!\s(\"'=,]{_SLASH}{{0,3}}|%3[Aa]|%253[Aa]|@fs|file://[^/]{{0,253}}"
-    rf"|\\\\\\\\[^\\\\/]{{1,64}}|{_SLASH}(?:var|export|usr|private|System/Volumes/Data|host)"
+    rf"|\\{{2,4}}[^\\/]{{1,64}}|{_SLASH}(?:var|export|usr|private|System/Volumes/Data|host)"
     rf"|{_SLASH}(?:mnt{_SLASH}|cygdrive{_SLASH})?[A-Za-z])"
 )
 _HOME = re.compile(
