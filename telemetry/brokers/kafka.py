@@ -49,9 +49,9 @@ from typing import Any, Final, NamedTuple
 import kafka
 from kafka.codec import has_zstd
 
+from telemetry.batch import decode_batch
 from telemetry.brokers import SEALED, Counts, Entry, Polled, pack, stage_of
 from telemetry.errors import BrokerError, DecodeError
-from telemetry.batch import decode_batch
 from telemetry.parcel import Parcel
 
 __all__ = ["KafkaBroker"]
@@ -129,7 +129,7 @@ class KafkaBroker:
     _own: Counter[Entry] | None
     _appended: int
 
-    def __init__(  # noqa: PLR0913 - settings of one installation, all by keyword
+    def __init__(
         self,
         bootstrap: str,
         *,

@@ -39,9 +39,9 @@ from typing import Final
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 
+from telemetry.batch import decode_batch
 from telemetry.brokers import DEAD, HELD, Counts, Entry, Polled, pack, stage_of
 from telemetry.errors import BrokerError, DecodeError, KeyringError, SpoolFull
-from telemetry.batch import decode_batch
 from telemetry.parcel import Parcel
 
 __all__ = ["BALLAST_BYTES", "KEY_BYTES", "QUOTA_BYTES", "Spool"]

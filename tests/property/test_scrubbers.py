@@ -193,7 +193,7 @@ _URLS = st.one_of(
 
 @settings(max_examples=200)
 @given(_URLS, st.booleans())
-def test_reducing_a_url_twice_is_reducing_it_once(url: str, keep_path: bool) -> None:  # noqa: FBT001
+def test_reducing_a_url_twice_is_reducing_it_once(url: str, keep_path: bool) -> None:
     once = reduce_url(url, keep_path=keep_path)
     assert reduce_url(once, keep_path=keep_path) == once
 

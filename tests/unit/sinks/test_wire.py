@@ -59,7 +59,7 @@ def test_a_head_that_is_none_is_no_answer(head: bytes) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.binary(max_size=300), st.booleans())
-def test_no_bytes_of_a_server_raise(raw: bytes, headed: bool) -> None:  # noqa: FBT001
+def test_no_bytes_of_a_server_raise(raw: bytes, headed: bool) -> None:
     answer, _ = ask(b"HTTP/1.1 503 x\r\n" + raw if headed else raw)
     assert isinstance(outcome_of(answer, several=False), Retry | Delivered | Refused)
 
@@ -119,7 +119,7 @@ def test_no_retry_after_raises(header: str) -> None:
 @given(st.integers(0, 999), st.booleans(), st.binary(max_size=60))
 def test_nothing_but_a_2xx_is_a_delivery_and_nothing_but_a_refusal_is_final(
     status: int,
-    several: bool,  # noqa: FBT001
+    several: bool,
     body: bytes,
 ) -> None:
     outcome = outcome_of(Answer(status=status, body=body), several=several)
