@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 from hypothesis import given, settings
 
 from telemetry.brokers import pack
-from telemetry.parcel import BATCH_BYTES, BATCH_PARCELS, decode_batch
+from telemetry.batch import BATCH_BYTES, BATCH_PARCELS, decode_batch
 from telemetry.testing.brokers import make_parcel
 
 kinds = st.sampled_from(("event", "error"))
