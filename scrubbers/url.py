@@ -14,6 +14,7 @@ __all__ = ["reduce_url"]
 _CACHE_SIZE = 16_384
 _MAX_LENGTH = 2_048
 _MAX_SEGMENTS = 24
+_ROUNDS = 5
 
 # The expressions here have bounded repeats without nesting and see at most _MAX_LENGTH characters,
 # so that this module works where RE2 has no wheel.
@@ -150,7 +151,15 @@ def reduce_url(url: str, *, keep_path: bool = False) -> str:
 
 @lru_cache(maxsize=_CACHE_SIZE)
 def _reduce(url: str, keep_path: bool) -> str:  # noqa: FBT001 -- behind the cache, called once
-    return _reduce_code_path(url) if keep_path else _reduce_location(url)
+    reduce = _reduce_code_path if keep_path else _reduce_location
+    # A part that was taken away can bring another form to light: `C:http://…`. Once it is settled
+    # no second pass, by another hop, can change it.
+    for _ in range(_ROUNDS):
+        reduced = reduce(url)
+        if reduced == url:
+            return reduced
+        url = reduced
+    return "<redacted>"
 
 
 def _reduce_location(url: str) -> str:
