@@ -19,9 +19,9 @@ from dataclasses import replace
 from typing import Annotated, Any, Final
 
 import msgspec
-from scrubbers.text import Detectors
 
 from scrubbers.engine import KEY, Ledger, Path, Slot, Treatments
+from scrubbers.text import Detectors
 from telemetry.errors import DecodeError, SchemaError
 from telemetry.policy import Policy, Property
 from telemetry.schema import LONGEST_INT, Field, Record, load_records

@@ -21,8 +21,8 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 import structlog
-from scrubbers.text import Detectors
 
+from scrubbers.text import Detectors
 from telemetry.admin import Admin
 from telemetry.books import Books
 from telemetry.brokers import DEAD, SEALED, Broker, Entry
