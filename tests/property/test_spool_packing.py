@@ -5,8 +5,8 @@ from __future__ import annotations
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
-from telemetry.brokers import pack
 from telemetry.batch import BATCH_BYTES, BATCH_PARCELS, decode_batch
+from telemetry.brokers import pack
 from telemetry.testing.brokers import make_parcel
 
 kinds = st.sampled_from(("event", "error"))
