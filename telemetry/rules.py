@@ -22,7 +22,6 @@ import msgspec
 
 from scrubbers.detectors import Detectors
 from scrubbers.engine import KEY, Ledger, Path, Slot, Treatments
-from scrubbers.text import Detectors
 from telemetry.errors import DecodeError, SchemaError
 from telemetry.policy import Policy, Property
 from telemetry.schema import LONGEST_INT, Field, Record, load_records

@@ -22,11 +22,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 import structlog
 
-<<<<<<< HEAD
 from scrubbers.detectors import Detectors
-=======
-from scrubbers.text import Detectors
->>>>>>> house
 from telemetry.admin import Admin
 from telemetry.books import Books
 from telemetry.brokers import DEAD, SEALED, Broker, Entry

@@ -1,17 +1,12 @@
-<<<<<<< HEAD
 """What all tests share: in continuous integration, a skip for lack of a program is a failure.
 
 ``TELEMETRY_REQUIRE`` lists words (``node,kafka,postgres``). A test that skips although its reason
 or one of its marks holds such a word fails. Without the variable, skips stay skips, shown by -ra.
 """
-=======
-"""What all tests share: how a test says which tool of the outside it needs."""
->>>>>>> gateway
 
 from __future__ import annotations
 
 import os
-<<<<<<< HEAD
 import re
 from collections.abc import Generator, Iterable
 from typing import Any
@@ -53,25 +48,14 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     _fail(report, ())
     return report
-=======
-
-import pytest
 
 
 def require(tool: str, missing: str = "") -> None:
-    """Go on only if `tool` is there.
+    """Go on only if `tool` is there: else skip, or fail where ``TELEMETRY_REQUIRE`` names it.
 
     Args:
-        tool: The word by which ``TELEMETRY_REQUIRE`` (a list with commas) names it.
+        tool: The word by which ``TELEMETRY_REQUIRE`` names it.
         missing: What is not there; empty if all is.
-
-    A missing tool skips the test, and says so; where ``TELEMETRY_REQUIRE`` names the tool, as in
-    continuous integration, it fails it instead: a skip that nobody reads proves nothing.
     """
-    if not missing:
-        return
-    wanted = {word.strip() for word in os.environ.get("TELEMETRY_REQUIRE", "").split(",")}
-    if tool in wanted:
-        pytest.fail(f"{tool} is required here (TELEMETRY_REQUIRE) but {missing}", pytrace=False)
-    pytest.skip(f"needs {tool}: {missing}")
->>>>>>> gateway
+    if missing:
+        pytest.skip(f"needs {tool}: {missing}")

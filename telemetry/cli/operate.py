@@ -81,11 +81,7 @@ def check(*, config: Config = None, state: State = None, as_json: Json = False) 
 
       TELEMETRY_POLICY=./policy telemetry check --json
     """
-<<<<<<< HEAD
     from scrubbers.detectors import Detectors  # noqa: PLC0415 - help must not wait for it
-=======
-    from scrubbers.text import Detectors  # noqa: PLC0415 - help must not wait for it
->>>>>>> house
     from telemetry.policy import load_policy, policy_dir  # noqa: PLC0415
     from telemetry.rules import Schemas  # noqa: PLC0415
 
