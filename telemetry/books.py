@@ -1,7 +1,7 @@
 """The books: what came in, what became of it, and whether the sums agree.
 
-Items are counted at the edge and by the pseudonymizer, deliveries (item × recipient) by the
-forwarders. Three equations hold exactly at every moment at which nobody is writing::
+Items are counted at the edge and by the pseudonymizer, deliveries (one for each item and recipient)
+by the forwarders. Three equations hold exactly at every moment at which nobody is writing::
 
     items_in = dropped at edge + dead at edge + sealed
     sealed   = scrubbed + dropped + dead + held + pending

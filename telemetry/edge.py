@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from scrubbers.engine import Outcome, scrub
 from telemetry.errors import DecodeError
-from telemetry.schema import CompiledRules, Schemas
+from telemetry.rules import CompiledRules, Schemas
 
 __all__ = ["EVENT_BYTES", "Connection", "Edge", "Item", "uuid7_hex"]
 

@@ -26,7 +26,7 @@ from telemetry.identity import Domain, Identity, Resolved, Sealed
 from telemetry.parcel import Parcel
 from telemetry.policy import Policy, PolicyRegister
 from telemetry.retention import retention_date
-from telemetry.schema import Schemas
+from telemetry.rules import Schemas
 from telemetry.sinks import Shaping, Sink, Tags
 
 __all__ = ["Deliver", "Drop", "Hold", "Park", "Pseudonymizer", "Terms", "decide"]

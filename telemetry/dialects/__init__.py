@@ -15,7 +15,7 @@ import zstandard
 
 from telemetry.edge import EVENT_BYTES, Item
 from telemetry.errors import DecodeError, TelemetryError
-from telemetry.schema import strict_json
+from telemetry.tolerant import strict_json
 
 __all__ = [
     "BODY_BYTES",

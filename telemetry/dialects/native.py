@@ -14,7 +14,7 @@ import msgspec
 from telemetry.dialects import EVENTS, Refusal, decode_json, fitting, guard
 from telemetry.edge import Item
 from telemetry.errors import DecodeError
-from telemetry.schema import strict_json
+from telemetry.tolerant import strict_json
 
 __all__ = ["parse_events"]
 

@@ -369,7 +369,7 @@ class Keyring:
 
     # --- Asking ---------------------------------------------------------------------------------
 
-    def keys(self) -> tuple[Key, ...]:
+    def entries(self) -> tuple[Key, ...]:
         """All entries, in the order of the file; destroyed ones too."""
         return self._keys
 

@@ -239,7 +239,7 @@ def epoch_label(rule: EpochRule, at: datetime) -> str:
     return f"{moment.year:04d}q{(moment.month + 2) // 3}"
 
 
-def token(  # noqa: PLR0913 - each of these is a part of the frame, and the signature is promised
+def token(
     key: bytes,
     *,
     domain: str,

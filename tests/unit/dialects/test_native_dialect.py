@@ -27,7 +27,7 @@ ITEMS = [Item("analytics_event", A), Item("error_event", B)]
         (b"\xef\xbb\xbf" + A + b"\n" + B, False),
     ],
 )
-def test_arrays_and_lines_give_the_same_events(body: bytes, lines: bool) -> None:  # noqa: FBT001 - a case
+def test_arrays_and_lines_give_the_same_events(body: bytes, lines: bool) -> None:
     found = parse_events(body, KINDS, lines=lines)
     assert [item._replace(raw=item.raw.strip()) for item in found] == ITEMS
 
@@ -79,7 +79,7 @@ def test_an_empty_array_is_nothing() -> None:
 
 @given(st.binary(max_size=300), st.booleans())
 @settings(max_examples=150, deadline=None)
-def test_no_bytes_make_the_parser_fail_otherwise(body: bytes, lines: bool) -> None:  # noqa: FBT001 - drawn
+def test_no_bytes_make_the_parser_fail_otherwise(body: bytes, lines: bool) -> None:
     try:
         parse_events(body, KINDS, lines=lines)
     except Refusal as error:

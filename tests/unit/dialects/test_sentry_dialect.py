@@ -188,8 +188,8 @@ PAYLOADS = st.one_of(
 @settings(max_examples=150, deadline=None)
 def test_no_byte_of_any_payload_is_lost(
     items: list[tuple[str, bytes]],
-    last_line_end: bool,  # noqa: FBT001 - drawn
-    always_length: bool,  # noqa: FBT001 - drawn
+    last_line_end: bool,
+    always_length: bool,
 ) -> None:
     parts: list[tuple[Any, bytes]] = []
     for kind, payload in items:

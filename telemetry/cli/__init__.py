@@ -1,0 +1,66 @@
+"""The command ``telemetry``. Owns what an operator reads: help, errors, exit codes.
+
+Exit codes: 0 done; 1 the answer is "no" (a leak found, books that do not agree); 2 wrong usage or
+configuration; 3 something was removed (``scrub``); 4 nothing is running; 70 an error of ours.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from rich.console import Console
+
+from telemetry.errors import ConfigError, TelemetryError, TransportError
+
+__all__ = ["app", "main"]
+
+EXIT_NO: Final = 1
+EXIT_CONFIG: Final = 2
+EXIT_ABSENT: Final = 4
+EXIT_OURS: Final = 70
+
+app = typer.Typer(
+    name="telemetry",
+    help="Telemetry that keeps a privacy notice: scrubs, pseudonymizes, tags, forwards.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+State = Annotated[
+    Path | None,
+    typer.Option("--state", help="Folder for log, keys and vault.", show_default=".telemetry"),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", help="telemetry.toml to read.", show_default="telemetry.toml"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def complain(error: Exception) -> int:
+    """Print what went wrong and what to do; give the exit code."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    if isinstance(error, ConfigError):
+        console.print("[bold red]Cannot start:[/] ", end="")
+        console.print(str(error), markup=False)
+        return EXIT_CONFIG
+    console.print("[bold red]Error:[/] ", end="")
+    console.print(str(error), markup=False)
+    return EXIT_ABSENT if not isinstance(error, TransportError) else EXIT_NO
+
+
+def main() -> None:
+    """Run the command line."""
+    from telemetry.cli import demo, operate  # noqa: F401, PLC0415 - they register commands on `app`
+
+    try:
+        app()
+    except TelemetryError as error:
+        sys.exit(complain(error))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,201 @@
+"""Commands that run and look at a pipeline: run, check, books, pause, resume."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from telemetry import logs
+from telemetry.admin import ask
+from telemetry.cli import EXIT_NO, Config, Json, State, app
+from telemetry.config import Settings, load_settings
+
+__all__ = ["print_books"]
+
+
+def _settings(config: Path | None, state: Path | None, **more: str | None) -> Settings:
+    overrides = {"state": str(state) if state else None, **more}
+    return load_settings(config, overrides=overrides)
+
+
+@app.command()
+def run(
+    *,
+    config: Config = None,
+    state: State = None,
+    bind: Annotated[str | None, typer.Option(help="host:port for clients.")] = None,
+    admin_bind: Annotated[str | None, typer.Option(help="host:port for health, metrics.")] = None,
+) -> None:
+    """Run gateway, pseudonymizer and forwarders in one process.
+
+    Without any configuration it keeps its state in .telemetry/, makes development keys, and sends
+    to local stand-ins for Heap and Sentry, saying so.
+
+    Examples:
+
+      telemetry run
+
+      TELEMETRY_SENTRY_DSN=https://KEY@sentry.example/1 telemetry run --state /var/lib/telemetry
+    """
+    settings = _settings(config, state, bind=bind, admin_bind=admin_bind)
+    logs.configure(settings.log, production=settings.production)
+    asyncio.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> None:
+    from telemetry.run import Runner  # noqa: PLC0415 - help must not wait for the whole pipeline
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    runner = Runner(settings, lambda line: console.print(f"[yellow]{line}[/]"))
+    try:
+        await runner.open()
+        host, port = runner.address
+        console.print(f"[bold green]Taking events[/] at http://<any-key>@{host}:{port}/1")
+        admin = ":".join(map(str, runner.admin_address))
+        console.print(f"Health and metrics at http://{admin}/metrics; stop with Ctrl-C.")
+        await runner.run(stop)
+    finally:
+        await runner.close()
+    console.print("Stopped; what was not delivered yet waits for the next start.")
+
+
+@app.command()
+def check(*, config: Config = None, state: State = None, as_json: Json = False) -> None:
+    """Check configuration, policy and schemas without starting anything.
+
+    Examples:
+
+      telemetry check
+
+      TELEMETRY_POLICY=./policy telemetry check --json
+    """
+    from scrubbers.detectors import Detectors  # noqa: PLC0415 - help must not wait for it
+    from telemetry.policy import load_policy, policy_dir  # noqa: PLC0415
+    from telemetry.rules import Schemas  # noqa: PLC0415
+
+    settings = _settings(config, state)
+    policy = load_policy(policy_dir(settings.policy.path))
+    schemas = Schemas(policy, Detectors.compile(policy.detector_table))
+    report = {
+        "policy": policy.digest,
+        "notice": policy.notice.version,
+        "purposes": {name: purpose.kinds for name, purpose in policy.purposes.items()},
+        "recipients": {
+            name: recipient.refused or recipient.sink
+            for name, recipient in policy.recipients.items()
+        },
+        "kinds": sorted(schemas.records),
+        "analytics_events": len(policy.events),
+    }
+    if as_json:
+        typer.echo(json.dumps(report))
+        return
+    console = Console(highlight=False)
+    console.print(f"Policy {policy.digest[:12]} of notice {policy.notice.version}: [green]sound[/]")
+    for name, purpose in policy.purposes.items():
+        receives = ", ".join(policy.recipients_of(name)) or "nobody"
+        console.print(f"  {name}: {', '.join(purpose.kinds) or 'nothing'} → {receives}")
+
+
+@app.command()
+def books(*, config: Config = None, state: State = None, as_json: Json = False) -> None:
+    """Show what came in and what became of it, and whether the sums agree.
+
+    Asks the running pipeline; without one it reads the state directory itself. Exit code 1 if the
+    books do not agree.
+
+    Examples:
+
+      telemetry books
+
+      telemetry books --json | jq .delivered
+    """
+    settings = _settings(config, state)
+    figures = _books(settings)
+    if as_json:
+        typer.echo(json.dumps(figures))
+    else:
+        print_books(Console(highlight=False), figures)
+    if not figures["exact"]:
+        raise typer.Exit(EXIT_NO)
+
+
+def _books(settings: Settings) -> dict[str, Any]:
+    from telemetry.admin import NotRunningError  # noqa: PLC0415
+    from telemetry.books import Books  # noqa: PLC0415
+    from telemetry.policy import load_policy, policy_dir  # noqa: PLC0415
+    from telemetry.run import open_broker  # noqa: PLC0415
+
+    try:
+        answer: dict[str, Any] = ask(settings.state_dir, "GET", "/books")
+    except NotRunningError:
+        if not (settings.state_dir / "spool.sqlite3").exists():
+            raise
+        policy = load_policy(policy_dir(settings.policy.path))
+        broker = open_broker(settings)
+        try:
+            names = tuple(n for n, r in policy.recipients.items() if r.sink)
+            answer = Books(broker.books(), broker.pending(), names).as_json()
+        finally:
+            broker.close()
+    return answer
+
+
+def print_books(console: Console, figures: Mapping[str, Any]) -> None:
+    """Print the books as two tables: the way of the items, and the deliveries."""
+    table = Table(title="Books", title_justify="left", show_edge=False)
+    for column in ("came in", "sealed", "scrubbed", "held", "waiting"):
+        table.add_column(column, justify="right")
+    waiting = str(figures["pending"]["pseudonymizer"])
+    table.add_row(*(str(figures[k]) for k in ("events_in", "sealed", "scrubbed", "held")), waiting)
+    console.print(table)
+    table = Table(show_edge=False)
+    table.add_column("recipient")
+    for column in ("routed", "delivered", "resent", "waiting"):
+        table.add_column(column, justify="right")
+    for name in figures["routed"]:
+        row = (figures[k][name] for k in ("routed", "delivered", "resent"))
+        table.add_row(name, *map(str, row), str(figures["pending"][name]))
+    console.print(table)
+    for outcome in ("dropped", "dead"):
+        if figures[outcome]:
+            reasons = ", ".join(f"{reason} {count}" for reason, count in figures[outcome].items())
+            console.print(f"{outcome}: {reasons}")
+    verdict = "[green]The sums agree.[/]" if figures["exact"] else "[red]The sums do not agree.[/]"
+    console.print(verdict)
+
+
+@app.command()
+def pause(recipient: str, *, config: Config = None, state: State = None) -> None:
+    """Stop sending to a recipient, or to all. Nothing is lost; it waits.
+
+    Examples:
+
+      telemetry pause heap
+
+      telemetry pause all
+    """
+    typer.echo(json.dumps(ask(_settings(config, state).state_dir, "POST", f"/pause/{recipient}")))
+
+
+@app.command()
+def resume(recipient: str, *, config: Config = None, state: State = None) -> None:
+    """Go on sending to a recipient, or to all.
+
+    Examples:
+
+      telemetry resume heap
+    """
+    typer.echo(json.dumps(ask(_settings(config, state).state_dir, "POST", f"/resume/{recipient}")))

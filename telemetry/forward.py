@@ -1,0 +1,512 @@
+"""One recipient's loop: poll, send, retry, finish. Knows no wire format, key or identifier.
+
+Each recipient has its own `Forwarder` with its own consumer group, so one that stalls delays no
+other. A batch is finished when every parcel of it has its final outcome; until then outcomes stay
+in memory, and a crash polls the batch again. Repeats carry the same id, which each sink makes
+harmless.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from random import SystemRandom
+from typing import Any, Final, Literal
+
+import structlog
+
+from telemetry.brokers import DEAD, Broker, Entry, Polled, clean
+from telemetry.errors import BrokerError
+from telemetry.parcel import Parcel
+from telemetry.sinks import Delivered, Delivery, Outcome, Refused, Retry, Sink
+
+__all__ = ["Forwarder", "Rate"]
+
+_log: Any = structlog.get_logger(__name__)
+
+_PAUSE_LOOK_S: Final = 0.2
+_LOOK_AHEAD_S: Final = 1.0
+_SEARCH_WAIT_S: Final = 5.0
+_TAGS: Final = ("purpose", "retention_class", "legal_basis", "notice_version", "policy_digest")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """A limit that a recipient sets, from its policy.
+
+    Attributes:
+        events: How many deliveries…
+        period_s: …in any stretch of so many seconds.
+        each: Whether every identity has the limit to itself (`Sink.identity`).
+        kinds: Which kinds count; empty: all.
+    """
+
+    events: int
+    period_s: float
+    each: bool = False
+    kinds: frozenset[str] = frozenset()
+
+    def key(self, delivery: Delivery, identity: str) -> str | None:
+        """Say on whose account a delivery goes; None if it does not count."""
+        if self.kinds and delivery.kind not in self.kinds:
+            return None
+        return identity if self.each else ""
+
+
+@dataclass(slots=True, eq=False)
+class _Task:
+    """One parcel on its way.
+
+    `final` is its account in the books: outcome and reason; empty while there is none.
+    """
+
+    parcel: Parcel
+    delivery: Delivery
+    scope: str
+    identity: str
+    attempts: int = 0
+    not_before: float = 0.0
+    final: tuple[str, str] = ("", "")
+
+
+@dataclass(slots=True)
+class _Window:
+    """A sliding window over what was sent: exact, so that no burst exceeds the limit."""
+
+    rate: Rate
+    sent: dict[str, deque[tuple[float, int]]] = field(default_factory=lambda: defaultdict(deque))
+
+    def room(self, key: str, now: float) -> int:
+        entries = self.sent.get(key)
+        if entries is None:
+            return self.rate.events
+        while entries and entries[0][0] <= now - self.rate.period_s:
+            entries.popleft()
+        if not entries:
+            del self.sent[key]  # identities come and go; their windows do not pile up
+        return self.rate.events - sum(count for _, count in entries)
+
+    def frees_at(self, key: str) -> float:
+        entries = self.sent.get(key)
+        return entries[0][0] + self.rate.period_s if entries else 0.0
+
+    def charge(self, key: str, count: int, now: float) -> None:
+        self.sent[key].append((now, count))
+
+
+class Forwarder:
+    """Carries the parcels of one recipient's clean stream to its sink.
+
+    Outcomes: *delivered*; *dropped* as ``expired`` (`retain_until` is reached) or ``untagged``;
+    *dead* with the sink's reason. A parcel that the recipient does not take for now is kept until
+    its retention ends, or until `give_up_s`.
+
+    Args:
+        recipient: Name from ``recipients.toml``; names the stream, the group and the books.
+        sink: What reaches the recipient.
+        broker: The log. Used through `call` only.
+        call: Runs a function of the broker on the one storage thread.
+        clock: Aware UTC time, for retention.
+        monotonic: Seconds, for waits and rates.
+        jitter: Draws a wait between 0 and its argument, seconds.
+        rates: Limits of the recipient.
+        max_events: Most parcels polled at once; 0 takes twice what the sink sends at once.
+        look_ahead: Most parcels held at once while one scope waits and others go on.
+        backoff_s: First and longest upper bound of a wait between attempts, seconds.
+        longest_wait_s: Upper bound of a wait that a recipient may ask for, seconds.
+        probe_s: Wait between probes while the recipient refuses our credentials, seconds.
+        idle_s: Wait after an empty poll, seconds.
+        drain_s: How long a stop waits for the request in flight, seconds.
+        give_up_s: Age, from the first attempt of this process, at which a parcel becomes a dead
+            letter ``undeliverable``; None: never, its retention ends it.
+
+    Attributes:
+        paused: Set it to stop sending. Takes effect before the next request; loses nothing.
+    """
+
+    def __init__(  # noqa: PLR0913 - all but three by keyword
+        self,
+        recipient: str,
+        sink: Sink,
+        broker: Broker,
+        *,
+        call: Callable[..., Awaitable[Any]],
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        monotonic: Callable[[], float] = time.monotonic,
+        jitter: Callable[[float], float] = lambda most: SystemRandom().uniform(0.0, most),
+        rates: Sequence[Rate] = (),
+        max_events: int = 0,
+        look_ahead: int = 2000,
+        backoff_s: tuple[float, float] = (0.5, 60.0),
+        longest_wait_s: float = 3600.0,
+        probe_s: float = 30.0,
+        idle_s: float = 0.2,
+        drain_s: float = 10.0,
+        give_up_s: float | None = None,
+    ) -> None:
+        self.recipient, self.sink = recipient, sink
+        self.paused = False
+        self._broker, self._call = broker, call
+        self._clock, self._monotonic, self._jitter = clock, monotonic, jitter
+        self._windows = [_Window(rate) for rate in rates]
+        self._max_events = max_events or 2 * sink.max_deliveries
+        self._look_ahead = max(look_ahead, self._max_events)
+        self._backoff_s, self._longest_wait_s = backoff_s, longest_wait_s
+        self._probe_s, self._idle_s, self._drain_s = probe_s, idle_s, drain_s
+        self._give_up_s = give_up_s
+        self._stop = asyncio.Event()
+        self._waits: dict[str, float] = {}  # scope -> monotonic time; "" is the whole recipient
+        self._failures = 0
+        self._blocked = False
+        self._first_try: dict[str, float] = {}
+        self._settled: dict[str, tuple[tuple[str, str], int]] = {}
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the recipient refuses us: credentials, address or protocol are wrong."""
+        return self._blocked
+
+    def state(self) -> Literal["paused", "blocked", "waiting", "running"]:
+        """Say in one word what goes on, for `telemetry status`."""
+        if self.paused:
+            return "paused"
+        if self._blocked:
+            return "blocked"
+        return "waiting" if self._waits.get("", 0.0) > self._monotonic() else "running"
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Forward until `stop` is set; then let the request in flight end, and leave.
+
+        What is unfinished then is polled again by whoever comes next.
+        """
+        self._stop = stop
+        failures = 0
+        while not stop.is_set():
+            step = asyncio.ensure_future(self.step())
+            stopping = asyncio.ensure_future(stop.wait())
+            try:
+                await asyncio.wait({step, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                if not step.done():
+                    await asyncio.wait({step}, timeout=self._drain_s)
+            finally:
+                stopping.cancel()
+                if not step.done():
+                    step.cancel()
+                    await asyncio.wait({step})
+            if step.cancelled():
+                return
+            error = step.exception()
+            if error is None:
+                failures = 0
+                if not step.result():
+                    await self._rest(self._idle_s)
+            else:
+                # The edge of the loop: whatever went wrong, nothing of it was finished, and the
+                # same parcels are polled again. Only the error's class is told: texts quote values.
+                failures += 1
+                _log.error("forwarder_failed", recipient=self.recipient, error=type(error).__name__)
+                await self._rest(self._wait_after(failures))
+
+    async def step(self) -> bool:
+        """Poll once and see everything polled to its end.
+
+        Returns:
+            Whether there was anything. False also if a stop left it unfinished.
+
+        Raises:
+            BrokerError: The log cannot take or give; nothing was finished.
+        """
+        polled = await self._poll(self._max_events)
+        if not polled.parcels:
+            return False
+        tasks = [self._admit(parcel) for parcel in polled.parcels]
+        while True:
+            if self._stop.is_set():
+                return False
+            pending = self._pending(tasks)
+            if not pending:
+                break
+            if self.paused:
+                await self._rest(_PAUSE_LOOK_S)
+                continue
+            ready, until = self._choose(pending)
+            if ready:
+                await self._attempt(ready)
+                continue
+            wait_s = until - self._monotonic()
+            if wait_s > _LOOK_AHEAD_S and self._only_scopes_wait():
+                polled, more = await self._extend(polled, tasks)
+                if more:
+                    tasks += more
+                    continue
+            # Short waits, so that a pause, a stop or an end of retention is seen.
+            await self._rest(min(max(wait_s, 0.01), 1.0))
+        await self._finish(polled, tasks)
+        return True
+
+    # Poll
+
+    async def _poll(self, most: int) -> Polled:
+        polled: Polled = await self._call(
+            self._broker.poll, clean(self.recipient), self.recipient, most
+        )
+        return polled
+
+    def _admit(self, parcel: Parcel) -> _Task:
+        delivery = Delivery(
+            delivery_id=parcel.event_id,
+            kind=parcel.kind,
+            body=parcel.body,
+            occurred_at=parcel.occurred_at,
+        )
+        task = _Task(parcel, delivery, self.sink.scope(delivery), self.sink.identity(delivery))
+        # A parcel cannot be made without its tags; this is the second lock on that door.
+        if not parcel.body or not all(getattr(parcel, name) for name in _TAGS):
+            task.final = ("dropped", "untagged")
+        if parcel.event_id in self._settled:
+            task.final, task.attempts = self._settled[parcel.event_id]
+        return task
+
+    async def _extend(self, polled: Polled, tasks: Sequence[_Task]) -> tuple[Polled, list[_Task]]:
+        """Look further ahead: one scope waits for long, but others may have work behind it."""
+        most = min(2 * len(tasks), self._look_ahead)
+        if most <= len(tasks):
+            return polled, []
+        wider = await self._poll(most)
+        known = [task.parcel.event_id for task in tasks]
+        if [parcel.event_id for parcel in wider.parcels[: len(known)]] != known:
+            return polled, []  # the log gave something else: finish what we have first
+        return wider, [self._admit(parcel) for parcel in wider.parcels[len(known) :]]
+
+    # Choose
+
+    def _pending(self, tasks: Sequence[_Task]) -> list[_Task]:
+        """Drop what has reached the end of its retention; give what has no outcome yet."""
+        now, at = self._clock(), self._monotonic()
+        for task in tasks:
+            if task.final[0]:
+                continue
+            begun = self._first_try.get(task.parcel.event_id, at)
+            if now >= task.parcel.retain_until:
+                task.final = ("dropped", "expired")
+            elif self._give_up_s is not None and at - begun > self._give_up_s:
+                task.final = ("dead", "undeliverable")
+        return [task for task in tasks if not task.final[0]]
+
+    def _choose(self, pending: Sequence[_Task]) -> tuple[list[_Task], float]:
+        """Pick what may go now, in order; else say when to look again (monotonic seconds)."""
+        now = self._monotonic()
+        if self._waits.get("", 0.0) > now:
+            return [], self._waits[""]
+        most = 1 if self._blocked else self.sink.max_deliveries
+        ready: list[_Task] = []
+        taken: Counter[tuple[int, str]] = Counter()
+        soonest = float("inf")
+        for task in pending:
+            after = max(self._waits.get(task.scope, 0.0), task.not_before)
+            if after <= now:
+                after = self._rate_allows(task, taken, now)
+            if after > now:
+                soonest = min(soonest, after)
+                continue
+            ready.append(task)
+            if len(ready) == most:
+                break
+        return ready, soonest
+
+    def _rate_allows(self, task: _Task, taken: Counter[tuple[int, str]], now: float) -> float:
+        """Take room in every window a task counts in; else say when there may be some."""
+        keys: list[tuple[int, str]] = []
+        for i, window in enumerate(self._windows):
+            key = window.rate.key(task.delivery, task.identity)
+            if key is None:
+                continue
+            if window.room(key, now) <= taken[i, key]:
+                return max(window.frees_at(key), now + 0.01)
+            keys.append((i, key))
+        taken.update(keys)
+        return 0.0
+
+    def _only_scopes_wait(self) -> bool:
+        return not self._blocked and self._waits.get("", 0.0) <= self._monotonic()
+
+    # Send
+
+    async def _attempt(self, tasks: Sequence[_Task]) -> None:
+        """Send once; look for the bad one if the recipient refused several together."""
+        split = await self._send(tasks)
+        if len(split) > 1:
+            await self._bisect(split)
+
+    async def _bisect(self, suspects: list[_Task]) -> None:
+        """Find what a recipient refuses among deliveries that it refused together.
+
+        One request per halving: what a passing test leaves over is known to hold the bad one, and
+        the half beside a failing test is set aside and sent in one piece at the end. One bad
+        delivery among n costs at most log2(n) + 2 further requests. If a test has no verdict,
+        everything not settled goes back to the ordinary loop.
+        """
+        aside: list[list[_Task]] = []
+        while len(suspects) > 1:
+            half = len(suspects) // 2
+            test, beside = suspects[:half], suspects[half:]
+            verdict = await self._test(test)
+            if verdict is None:
+                return
+            if verdict and not any(task.final[0] == "dead" for task in test):
+                suspects = beside
+            else:
+                aside.append(beside)
+                suspects = self._pending(test)
+        if suspects and await self._test(suspects) is None:
+            return
+        rest = [task for part in aside for task in part]
+        if not rest or await self._test(rest) is not False:
+            return
+        if len(aside) == 1:
+            await self._bisect(self._pending(rest))
+            return
+        for part in reversed(aside):  # more than one was bad
+            verdict = await self._test(part)
+            if verdict is None:
+                return
+            if not verdict:
+                await self._bisect(self._pending(part))
+
+    async def _test(self, tasks: Sequence[_Task]) -> bool | None:
+        """Send until there is a verdict. True: all are settled; False: refused together.
+
+        None: no verdict soon. A search that started anew after each hiccup would never end at a
+        flaky recipient, so short waits are waited for here; long ones are the loop's, which has
+        other scopes to serve.
+        """
+        while left := self._pending(tasks):
+            if self.paused or self._blocked or self._stop.is_set():
+                return None
+            ready, until = self._choose(left)
+            if len(ready) == len(left):
+                if await self._send(left):
+                    return False
+                continue
+            wait_s = until - self._monotonic()
+            if not ready and wait_s > _SEARCH_WAIT_S:
+                return None
+            await self._rest(min(max(wait_s, 0.01), _PAUSE_LOOK_S))
+        return True
+
+    async def _send(self, tasks: Sequence[_Task]) -> list[_Task]:
+        """Send once and note the outcomes; give those that were refused together."""
+        for task in tasks:
+            task.attempts += 1
+            self._first_try.setdefault(task.parcel.event_id, self._monotonic())
+        try:
+            outcomes = await self.sink.send([task.delivery for task in tasks])
+        except Exception as error:  # noqa: BLE001 - the edge of the loop; a sink must not raise
+            _log.error("sink_failed", recipient=self.recipient, error=type(error).__name__)
+            outcomes = [Retry()] * len(tasks)
+        if len(outcomes) != len(tasks):
+            _log.error("sink_failed", recipient=self.recipient, error="outcomes")
+            outcomes = [Retry()] * len(tasks)
+        self._charge(tasks)
+        return self._note(tasks, outcomes)
+
+    def _charge(self, tasks: Sequence[_Task]) -> None:
+        # After the answer: the recipient has counted at the latest now, so its window ends first.
+        now = self._monotonic()
+        for window in self._windows:
+            keys = (window.rate.key(task.delivery, task.identity) for task in tasks)
+            for key, count in Counter(key for key in keys if key is not None).items():
+                window.charge(key, count, now)
+
+    def _note(self, tasks: Sequence[_Task], outcomes: Sequence[Outcome]) -> list[_Task]:
+        now = self._monotonic()
+        split: list[_Task] = []
+        again: list[_Task] = []
+        answered = refused_us = False
+        for task, outcome in zip(tasks, outcomes, strict=True):
+            if isinstance(outcome, Delivered):
+                task.final, answered = ("delivered", ""), True
+            elif isinstance(outcome, Refused):
+                task.final, answered = ("dead", outcome.reason), True
+            elif outcome.blocked:
+                refused_us = True
+            elif outcome.split and len(tasks) > 1:
+                split.append(task)
+            elif outcome.after_s > 0:
+                until = now + min(outcome.after_s, self._longest_wait_s)
+                self._waits[outcome.scope] = max(until, self._waits.get(outcome.scope, 0.0))
+            else:
+                again.append(task)
+        if refused_us:
+            self._block(now)
+        elif answered or split:
+            self._unblock()
+        if again and not refused_us:
+            self._back_off(again, now, alone=answered or bool(split))
+        return split
+
+    def _back_off(self, tasks: Sequence[_Task], now: float, *, alone: bool) -> None:
+        """Wait with full jitter: these parcels only if others passed, else the whole recipient."""
+        if alone:
+            for task in tasks:
+                task.not_before = now + self._wait_after(task.attempts)
+            return
+        self._failures += 1
+        if self._failures == 1:
+            _log.warning("recipient_unavailable", recipient=self.recipient, parcels=len(tasks))
+        self._waits[""] = now + self._wait_after(self._failures)
+
+    def _wait_after(self, failures: int) -> float:
+        first, longest = self._backoff_s
+        return self._jitter(min(longest, first * 2.0 ** min(failures - 1, 30)))
+
+    def _block(self, now: float) -> None:
+        if not self._blocked:
+            # An alarm: nothing is lost, but nothing leaves until somebody mends the credentials.
+            _log.error("recipient_blocked", recipient=self.recipient, probe_s=self._probe_s)
+        self._blocked = True
+        self._waits[""] = now + self._probe_s
+
+    def _unblock(self) -> None:
+        if self._blocked or self._failures:
+            _log.info("recipient_available", recipient=self.recipient)
+        self._blocked, self._failures = False, 0
+
+    # Finish
+
+    async def _finish(self, polled: Polled, tasks: Sequence[_Task]) -> None:
+        """Make all outcomes durable together.
+
+        If the log does not take them they are kept for the next poll of the same parcels: what
+        was delivered is not sent again because a disk was full.
+        """
+        dead = [
+            replace(task.parcel, reason=task.final[1]) for task in tasks if task.final[0] == "dead"
+        ]
+        outputs: Mapping[str, Sequence[Parcel]] = {DEAD: dead} if dead else {}
+        counts = Counter(Entry(self.recipient, *task.final) for task in tasks)
+        if repeats := sum(max(0, task.attempts - 1) for task in tasks):
+            counts[Entry(self.recipient, "resent")] = repeats
+        try:
+            await self._call(self._broker.finish, polled, outputs, dict(counts))
+        except BrokerError:
+            self._settled = {task.parcel.event_id: (task.final, task.attempts) for task in tasks}
+            raise
+        self._settled.clear()
+        self._first_try.clear()
+        _log.debug(
+            "parcels_finished",
+            recipient=self.recipient,
+            **Counter(task.final[0] for task in tasks),
+        )
+
+    async def _rest(self, seconds: float) -> None:
+        """Wait, but not beyond a stop."""
+        try:
+            await asyncio.wait_for(self._stop.wait(), timeout=seconds)
+        except TimeoutError:
+            return

@@ -1,0 +1,363 @@
+"""``telemetry run``: gateway, pseudonymizer and forwarders in one process on the embedded spool.
+
+One asyncio loop serves clients and recipients; one thread alone uses the log and commits whatever
+has queued since its last commit; one thread scrubs. Everything that can refuse to start does so in
+`Runner.open`, before the first event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import os
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgspec
+import structlog
+
+from scrubbers.detectors import Detectors
+from telemetry.admin import Admin
+from telemetry.books import Books
+from telemetry.brokers import DEAD, SEALED, Broker, Entry
+from telemetry.brokers.spool import Spool
+from telemetry.config import Bind, RecipientSettings, Settings
+from telemetry.edge import Edge
+from telemetry.errors import BrokerError, ConfigError
+from telemetry.forward import Forwarder, Rate
+from telemetry.gateway import Gateway, Projects
+from telemetry.identity import (
+    Identity,
+    initialise_development,
+    load_dead_letter_sealer,
+    load_spool_key,
+)
+from telemetry.intake import Intake, Taken
+from telemetry.parcel import Parcel
+from telemetry.pipeline import Pseudonymizer, Terms
+from telemetry.policy import PolicyRegister, load_policy, policy_dir
+from telemetry.rules import Schemas
+from telemetry.sinks import Sink
+
+__all__ = ["Runner", "Storage", "open_broker"]
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.run")
+_T = TypeVar("_T")
+_DRAIN_S: Final = 10.0
+
+
+class Storage:
+    """The one thread that uses the log, and what queues for it.
+
+    Requests wait for durability together: whatever has queued while a commit was running goes into
+    the next one. No timer is involved, so one request alone waits for one commit only.
+    """
+
+    def __init__(self, broker: Broker) -> None:
+        self.broker = broker
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="storage")
+        self._waiting: list[tuple[Taken, asyncio.Future[None]]] = []
+        self._committing: asyncio.Task[None] | None = None
+
+    async def call(self, function: Callable[..., _T], *args: object) -> _T:
+        """Run a function of the broker on the storage thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+
+    async def store(self, taken: Taken) -> None:
+        """Return when the parcels, dead letters and counts of one request are durable.
+
+        Raises:
+            BrokerError: Nothing of it is; the client may try again.
+        """
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((taken, done))
+        if self._committing is None:
+            self._committing = asyncio.create_task(self._commit())
+        await done
+
+    async def _commit(self) -> None:
+        try:
+            while self._waiting:
+                group, self._waiting = self._waiting, []
+                try:
+                    await self.call(self._append, [taken for taken, _ in group])
+                except BrokerError as error:
+                    self._answer(group, error)
+                except Exception as error:  # noqa: BLE001 - whoever waits must be told
+                    self._answer(group, BrokerError("The log failed."))
+                    _log.error("log_failed", error=type(error).__name__)
+                else:
+                    self._answer(group, None)
+        finally:
+            self._committing = None
+
+    @staticmethod
+    def _answer(group: list[tuple[Taken, asyncio.Future[None]]], error: BrokerError | None) -> None:
+        for _, done in group:
+            if done.cancelled():
+                continue
+            if error is None:
+                done.set_result(None)
+            else:
+                done.set_exception(error)
+
+    def _append(self, group: list[Taken]) -> None:
+        """Append what several requests brought: dead letters, then parcels with all counts."""
+        counts: Counter[Entry] = Counter()
+        parcels: list[Parcel] = []
+        dead: list[Parcel] = []
+        for taken in group:
+            counts.update(taken.counts)
+            parcels += taken.parcels
+            dead += taken.dead
+        # A dead letter without its count would unbalance the books, a count without its letter
+        # would lose it: letters first, and the counts with the rest.
+        if dead:
+            self.broker.append(DEAD, dead, {})
+        self.broker.append(SEALED, parcels, counts)
+
+    def close(self) -> None:
+        """Finish what runs, then close the log."""
+        self._thread.shutdown(wait=True)
+        self.broker.close()
+
+
+def open_broker(settings: Settings) -> Broker:
+    """Open the log that the settings name.
+
+    Raises:
+        ConfigError: It is not configured completely.
+        BrokerError: It cannot be opened.
+    """
+    if settings.broker.kind == "kafka":
+        if not settings.broker.bootstrap:
+            raise ConfigError(
+                "broker.kind is kafka, but no broker is named.",
+                remedy="Set broker.bootstrap or TELEMETRY_KAFKA_BOOTSTRAP to host:port.",
+            )
+        # Loaded only here: the embedded form needs no Kafka client.
+        kafka = importlib.import_module("telemetry.brokers.kafka")
+        version = settings.broker.api_version
+        broker: Broker = kafka.KafkaBroker(
+            settings.broker.bootstrap,
+            topic_prefix=settings.broker.topic_prefix,
+            **({"api_version": tuple(map(int, version.split(".")))} if version else {}),
+        )
+        return broker
+    key = load_spool_key(settings.state_dir, environment=settings.environment)
+    return Spool(
+        settings.state_dir / "spool.sqlite3",
+        key=key.expose(),
+        quota_bytes=settings.broker.quota_mib * 1024 * 1024,
+    )
+
+
+class Runner:
+    """All roles of the pipeline in one process.
+
+    Args:
+        settings: What the operator set.
+        say: Prints a line that somebody who starts this must read.
+    """
+
+    def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
+        self.settings, self._say = settings, say
+        self._open = AsyncExitStack()
+        self._stop = asyncio.Event()
+        self._loops: list[asyncio.Task[None]] = []
+        self.gateway: Gateway | None = None
+        self.seen: Counter[tuple[str, tuple[str, ...]]] = Counter()
+        self.stand_ins: dict[str, Any] = {}
+        self.forwarders: dict[str, Forwarder] = {}
+        self.address = self.admin_address = ("", 0)
+
+    async def open(self) -> None:
+        """Check everything, open everything, start to listen.
+
+        Raises:
+            ConfigError: Something is wrong with the installation; nothing was started.
+            BrokerError: The log cannot be opened.
+        """
+        settings = self.settings
+        state = settings.state_dir
+        os.umask(0o077)
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        policy = load_policy(policy_dir(settings.policy.path))
+        detectors = Detectors.compile(policy.detector_table)
+        schemas = Schemas(policy, detectors)
+        self.policy = policy
+        if not settings.production:
+            initialise_development(state)
+            self._say("Keys: made for development and marked insecure; production refuses them.")
+        register = PolicyRegister(state / "policies.ndjson")
+        register.enter(policy.digest, "live", datetime.now(UTC))
+        sealer = Identity.sealer(state)
+        dead_sealer = load_dead_letter_sealer(state / "keys" / "public.json")
+        identity = Identity.open(state, environment=settings.environment)
+        self._open.callback(identity.close)
+        self.sinks = {
+            name: await self._sink(name)
+            for name in policy.recipients
+            if policy.recipients[name].sink
+        }
+        self.storage = Storage(open_broker(settings))
+        self._open.callback(self.storage.close)
+        self.edge = Edge(schemas)
+        self.intake = Intake(policy, self.edge, sealer, dead_sealer)
+        scrub_thread = ThreadPoolExecutor(1, thread_name_prefix="scrub")
+        self._open.callback(scrub_thread.shutdown)
+        loop = asyncio.get_running_loop()
+        self.pseudonymizer = Pseudonymizer(
+            self.storage.broker,
+            identity,
+            Terms(policy=policy, schemas=schemas, register=register, sinks=self.sinks),
+            on_storage=self.storage.call,
+            on_scrub=lambda function, *args: loop.run_in_executor(scrub_thread, function, *args),
+        )
+        for name, sink in self.sinks.items():
+            rates = [
+                Rate(events=r.events, period_s=r.period_s, each=r.each, kinds=frozenset(r.kinds))
+                for r in policy.recipients[name].rates
+            ]
+            self.forwarders[name] = Forwarder(
+                name, sink, self.storage.broker, call=self.storage.call, rates=rates
+            )
+        await self._listen()
+
+    async def _listen(self) -> None:
+        settings = self.settings
+        bind, admin_bind = Bind.parse(settings.bind), Bind.parse(settings.admin_bind)
+        if settings.production and not bind.loopback:
+            raise ConfigError(
+                f"bind {settings.bind} would take events in clear over the network.",
+                remedy="Bind to loopback and put a TLS proxy before it.",
+            )
+        projects = Projects(
+            settings.project, open_to_all=not settings.production and not settings.project
+        )
+        if projects.open_to_all:
+            self._say("Clients: any key is accepted (no [project.…] is configured).")
+        gateway = Gateway(
+            self.intake,
+            self.storage.store,
+            projects=projects,
+            kinds=self.policy.purpose_of_kind,
+            environment=settings.environment,
+            trusted_proxies=settings.gateway.trusted_proxies,
+            events_per_minute=settings.gateway.events_per_minute,
+            ready=lambda: not self.pseudonymizer.holding,
+            count=self._count,
+        )
+        self.gateway = gateway
+        self.admin = Admin(self)
+        self.admin_address = await self.admin.start(
+            admin_bind.host, admin_bind.port, settings.state_dir / "admin.sock"
+        )
+        self._open.push_async_callback(self.admin.stop)
+        self.address = await gateway.start(bind.host, bind.port)
+
+    def _count(self, name: str, labels: tuple[str, ...], number: int) -> None:
+        self.seen[name, labels] += number
+
+    async def _sink(self, name: str) -> Sink:
+        """Make the sink of a recipient; in development a stand-in may take its place."""
+        recipient = self.policy.recipients[name]
+        module, _, class_name = recipient.sink.partition(":")
+        try:
+            sink_class: type[Sink] = getattr(importlib.import_module(module), class_name)
+        except (ImportError, AttributeError):
+            raise ConfigError(
+                f"recipients.toml names the sink {recipient.sink!r}, which does not exist.",
+                remedy="Name an importable class as module:Class.",
+            ) from None
+        given = _given(self.settings.recipient.get(name, RecipientSettings()))
+        if not given and not self.settings.production and sink_class.stand_in:
+            given = await self._stand_in(name, sink_class.stand_in)
+        takes = inspect.signature(sink_class).parameters
+        if unknown := [key for key in given if key not in takes]:
+            raise ConfigError(
+                f"recipient.{name} has {unknown[0]!r}, which {class_name} does not take.",
+                remedy=f"It takes: {', '.join(k for k in takes if k in _RECIPIENT_KEYS)}.",
+            )
+        lacking = [k for k, p in takes.items() if p.default is p.empty and k not in given]
+        if lacking:
+            raise ConfigError(
+                f"recipient.{name} lacks {' and '.join(map(repr, lacking))}.",
+                remedy=f"Set it in telemetry.toml under [recipient.{name}].",
+            )
+        sink = sink_class(**given)
+        self._open.push_async_callback(sink.close)
+        return sink
+
+    async def _stand_in(self, name: str, where: str) -> dict[str, str]:
+        module, _, class_name = where.partition(":")
+        stand_in = getattr(importlib.import_module(module), class_name)()
+        await asyncio.get_running_loop().run_in_executor(None, stand_in.start)
+        self._open.callback(stand_in.stop)
+        self.stand_ins[name] = stand_in
+        self._say(f"{name}: NOT the real one. A local stand-in at {stand_in.url} takes its place.")
+        return dict(stand_in.settings)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until `stop` is set; then stop taking, drain what is in flight, and close."""
+        loops: Mapping[str, Callable[[asyncio.Event], Awaitable[None]]] = {
+            "pseudonymizer": self.pseudonymizer.run,
+            **{name: forwarder.run for name, forwarder in self.forwarders.items()},
+        }
+        self._loops = [
+            asyncio.create_task(self._watched(name, loop), name=name)
+            for name, loop in loops.items()
+        ]
+        await stop.wait()
+
+    async def _watched(self, name: str, loop: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+        """Keep a loop going: an error of ours costs a second, never the loop and never an event."""
+        while not self._stop.is_set():
+            try:
+                await loop(self._stop)
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:  # noqa: BLE001 - the edge of the loop; unfinished is polled again
+                _log.error("loop_failed", stage=name, exc_info=error)
+                await asyncio.sleep(1.0)
+
+    async def close(self) -> None:
+        """Stop taking, finish what is in flight, let go of everything. Nothing taken is lost."""
+        if self.gateway is not None:
+            await self.gateway.stop()
+        self._stop.set()
+        if self._loops:
+            _, late = await asyncio.wait(self._loops, timeout=_DRAIN_S)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        await self._open.aclose()
+
+    async def books(self) -> Books:
+        """Read the books as they stand."""
+        entries, pending = await self.storage.call(
+            lambda: (self.storage.broker.books(), self.storage.broker.pending())
+        )
+        return Books(entries, pending, tuple(self.sinks))
+
+
+_RECIPIENT_KEYS: Final = (*(f.name for f in msgspec.structs.fields(RecipientSettings)), "api_key")
+
+
+def _given(settings: RecipientSettings) -> dict[str, str]:
+    """Keyword arguments for a sink: what is set, with secrets read from their files."""
+    given = {key: value for key, value in msgspec.to_builtins(settings).items() if value}
+    if path := given.pop("api_key_file", ""):
+        try:
+            given["api_key"] = Path(path).read_text("utf-8").strip()
+        except OSError:
+            raise ConfigError(
+                "cannot be read.", path=Path(path), remedy="Name a readable file."
+            ) from None
+    return given

@@ -1,0 +1,513 @@
+"""Sentry: error logs. Owns the envelope, the event's protocol names and the rate-limit header.
+
+Source:
+    develop.sentry.dev: transport/envelopes, transport/authentication, transport/rate-limiting,
+    event-payloads; getsentry/relay for `_meta` (`relay-protocol/src/meta.rs`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, NoReturn
+from urllib.parse import urlsplit
+
+import aiohttp
+import msgspec
+import zstandard
+
+from scrubbers.model import Remark, Scrubbed
+from telemetry.errors import ConfigError, EventError
+from telemetry.sinks import (
+    Delivered,
+    Delivery,
+    NotErasable,
+    Outcome,
+    Retry,
+    Shaping,
+    Sink,
+    Tags,
+)
+from telemetry.sinks.wire import USER_AGENT, Answer, Wire, base_url, outcome_of, retry_after_s
+
+__all__ = ["Dsn", "SentrySink", "parse_dsn", "rate_limits"]
+
+_EVENT: Final = "error_event"
+_ITEMS: Final = {
+    _EVENT: "event",
+    "session": "session",
+    "sessions": "sessions",
+    "check_in": "check_in",
+}
+_CATEGORIES: Final = {
+    _EVENT: "error",
+    "session": "session",
+    "sessions": "session",
+    "check_in": "monitor",
+}
+_KNOWN_CATEGORIES: Final = frozenset(_CATEGORIES.values())
+_SHARED_ITEMS: Final = 100  # sessions in one envelope
+_IN_FLIGHT: Final = 8
+_DEFAULT_LIMIT_S: Final = 60.0  # 429 without headers
+_TAG_KEY_CHARS, _TAG_VALUE_CHARS = 32, 200
+_ROWS: Final = 20
+
+_NO_TAG_KEY_CHAR = re.compile(r"[^a-zA-Z0-9_.:-]")
+_KEY = re.compile(r"[0-9A-Za-z_-]{1,128}")
+_PROJECT = re.compile(r"[0-9]{1,20}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dsn:
+    """Where a project takes envelopes, and as whom.
+
+    Attributes:
+        endpoint: URL of the envelope endpoint.
+        public_key: The project's key. It lets events in and nothing out.
+        project: Number of the project.
+    """
+
+    endpoint: str
+    public_key: str
+    project: str
+
+
+def parse_dsn(dsn: str, *, plaintext: bool = False) -> Dsn:
+    """Read ``{proto}://{public_key}[:{secret}]@{host}{/path}/{project_id}``.
+
+    The obsolete secret is tolerated and dropped.
+
+    Raises:
+        ConfigError: It is no DSN. The message does not repeat it.
+
+    >>> parse_dsn("https://abc@sentry.example/prefix/9").endpoint
+    'https://sentry.example/prefix/api/9/envelope/'
+    """
+    try:
+        parts = urlsplit(dsn)
+        key, host, port = parts.username or "", parts.hostname or "", parts.port
+    except ValueError:
+        raise ConfigError("a DSN is malformed.", remedy="Copy it from the project.") from None
+    prefix, _, project = parts.path.rpartition("/")
+    if not _KEY.fullmatch(key) or not host or not _PROJECT.fullmatch(project):
+        raise ConfigError("a DSN is malformed.", remedy="Copy it from the project.")
+    place = f"[{host}]" if ":" in host else host
+    base = base_url(
+        f"{parts.scheme}://{place}{'' if port is None else f':{port}'}{prefix}",
+        plaintext=plaintext,
+    )
+    return Dsn(endpoint=f"{base}/api/{project}/envelope/", public_key=key, project=project)
+
+
+def rate_limits(answer: Answer) -> dict[str, float]:
+    """Read what an answer says of limits: seconds by category; ``""`` stands for all.
+
+    Source:
+        develop.sentry.dev, "Rate Limiting": on any status; empty categories mean all; spaces may
+        occur; of two limits the longer holds; unknown categories are ignored; 429 without headers
+        means 60 s for all.
+
+    >>> rate_limits(Answer(status=200, headers={"x-sentry-rate-limits": "60:error;x:key, 9::key"}))
+    {'error': 60.0, '': 9.0}
+    """
+    limits: dict[str, float] = {}
+    header = answer.headers.get("x-sentry-rate-limits", "")
+    for part in header.split(","):
+        seconds, _, rest = part.strip().partition(":")
+        after_s = retry_after_s(seconds)
+        if not after_s or not seconds.strip()[:1].isdigit():
+            continue
+        named = rest.partition(":")[0].strip()
+        for category in named.split(";"):
+            name = category.strip()
+            if not named or name in _KNOWN_CATEGORIES:
+                limits[name] = max(limits.get(name, 0.0), after_s)
+    if answer.status == 429 and not header:  # noqa: PLR2004 - RFC 6585, 4
+        limits[""] = retry_after_s(answer.headers.get("retry-after", "")) or _DEFAULT_LIMIT_S
+    return limits
+
+
+class SentrySink(Sink):
+    """Sentry's envelope endpoint.
+
+    At least once. Events carry `Delivery.delivery_id` as ``event_id``: Sentry stores the first
+    event of an id and drops later ones as duplicates. Sessions and check-ins have no such key and
+    may count twice (docs/limitations.md).
+
+    Args:
+        dsn: Of the project.
+        session: Shared client session; its owner closes it.
+        encoding: How envelopes are compressed. Every Sentry-compatible server takes gzip.
+        connect_s: Longest time for a connection to stand, seconds.
+        total_s: Longest time for a whole request, seconds.
+        plaintext: Allow ``http`` to another machine.
+        monotonic: Clock of the remembered rate limits, seconds.
+        wall: Clock of ``sent_at``, aware UTC.
+
+    Raises:
+        ConfigError: The DSN is malformed.
+
+    Source:
+        sentry-docs PR 12009 ("Duplicate").
+    """
+
+    max_deliveries = 50
+    stand_in = "telemetry.testing.sentry:SentryStandIn"
+
+    def __init__(
+        self,
+        *,
+        dsn: str,
+        session: aiohttp.ClientSession | None = None,
+        encoding: Literal["gzip", "zstd", "identity"] = "gzip",
+        connect_s: float = 5.0,
+        total_s: float = 30.0,
+        plaintext: bool = False,
+        monotonic: Callable[[], float] = time.monotonic,
+        wall: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._dsn = parse_dsn(dsn, plaintext=plaintext)
+        self._encoding, self._monotonic, self._wall = encoding, monotonic, wall
+        self._wire = Wire(session=session, connect_s=connect_s, total_s=total_s)
+        self._limited_until: dict[str, float] = {}
+
+    def shape(self, event: Scrubbed, shaping: Shaping) -> bytes:
+        """Make the payload of one envelope item.
+
+        Raises:
+            EventError: ``unsupported_kind``, or ``unshapeable`` if the event is no object.
+        """
+        if shaping.kind not in _ITEMS:
+            raise EventError("unsupported_kind")
+        try:
+            payload: Any = msgspec.json.decode(event)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise EventError("unshapeable") from None
+        if not isinstance(payload, dict):
+            raise EventError("unshapeable")
+        if shaping.kind == _EVENT:
+            payload = _shape_event(payload, shaping)
+        elif shaping.kind != "check_in":
+            payload = _shape_session(payload, shaping)
+        return msgspec.json.encode(payload, order="deterministic")
+
+    def scope(self, delivery: Delivery) -> str:
+        """Name the Sentry category of a delivery: ``error``, ``session`` or ``monitor``."""
+        return _CATEGORIES.get(delivery.kind, "")
+
+    async def send(self, deliveries: Sequence[Delivery]) -> Sequence[Outcome]:
+        """Send one envelope for each event or check-in; sessions share envelopes."""
+        outcomes: dict[int, Outcome] = {}
+        envelopes: list[list[int]] = []
+        sessions: list[int] = []
+        for i, delivery in enumerate(deliveries):
+            (sessions.append(i) if self.scope(delivery) == "session" else envelopes.append([i]))
+        envelopes += [
+            sessions[start : start + _SHARED_ITEMS]
+            for start in range(0, len(sessions), _SHARED_ITEMS)
+        ]
+        left = iter(envelopes)
+        unreachable: list[Retry] = []
+
+        async def work() -> None:
+            for places in left:
+                held = self._limit([deliveries[i] for i in places])
+                if held is None and unreachable:
+                    # One envelope met no answer, or a closed door: the others would only wait
+                    # for the same deadline, one after another.
+                    held = unreachable[0]
+                outcome = held or await self._post([deliveries[i] for i in places])
+                if held is None and isinstance(outcome, Retry) and self._is_door(outcome):
+                    unreachable.append(outcome)
+                outcomes.update(dict.fromkeys(places, outcome))
+
+        await asyncio.gather(*(work() for _ in range(min(_IN_FLIGHT, len(envelopes)))))
+        return [outcomes[i] for i in range(len(deliveries))]
+
+    @staticmethod
+    def _is_door(outcome: Retry) -> bool:
+        """Tell whether the outcome is about the recipient, not about what was sent."""
+        return outcome.blocked or outcome is _NO_ANSWER
+
+    def _limit(self, group: Sequence[Delivery]) -> Retry | None:
+        """Give the remembered limit that a group still falls under."""
+        now = self._monotonic()
+        for scope in ("", self.scope(group[0])):
+            left_s = self._limited_until.get(scope, now) - now
+            if left_s > 0:
+                return Retry(after_s=left_s, scope=scope)
+        return None
+
+    async def _post(self, group: Sequence[Delivery]) -> Outcome:
+        answer = await self._wire.call(
+            "POST",
+            self._dsn.endpoint,
+            body=self._compress(self._envelope(group)),
+            headers={
+                "Content-Type": "application/x-sentry-envelope",
+                "X-Sentry-Auth": (
+                    f"Sentry sentry_key={self._dsn.public_key}, sentry_version=7, "
+                    f"sentry_client={USER_AGENT}"
+                ),
+                **({} if self._encoding == "identity" else {"Content-Encoding": self._encoding}),
+            },
+        )
+        limits = rate_limits(answer)
+        now = self._monotonic()
+        for scope, after_s in limits.items():
+            until = max(now + after_s, self._limited_until.get(scope, 0.0))
+            self._limited_until[scope] = until
+        if answer.status == 0:
+            return _NO_ANSWER
+        outcome = outcome_of(answer, several=len(group) > 1)
+        if isinstance(outcome, Delivered) or not isinstance(outcome, Retry) or outcome.split:
+            return outcome
+        return self._limit(group) or outcome
+
+    def _envelope(self, group: Sequence[Delivery]) -> bytes:
+        """Frame item payloads. ``sent_at`` is fresh: a stale one would shift the event's time."""
+        head: dict[str, str] = {}
+        if group[0].kind == _EVENT:
+            head["event_id"] = group[0].delivery_id
+        head["sent_at"] = _rfc3339(self._wall())
+        lines = [msgspec.json.encode(head)]
+        for delivery in group:
+            item = {
+                "type": _ITEMS.get(delivery.kind, delivery.kind),
+                "content_type": "application/json",
+                "length": len(delivery.body),
+            }
+            lines += [msgspec.json.encode(item), delivery.body]
+        return b"\n".join(lines) + b"\n"
+
+    def _compress(self, envelope: bytes) -> bytes:
+        if self._encoding == "gzip":
+            return gzip.compress(envelope, compresslevel=5, mtime=0)
+        if self._encoding == "zstd":
+            return zstandard.ZstdCompressor(level=3).compress(envelope)
+        return envelope
+
+    async def erase(self, tokens: Collection[str]) -> NoReturn:
+        """Say that Sentry cannot do it.
+
+        Raises:
+            NotErasable: Always.
+
+        Source:
+            docs.sentry.io, permissions: events "can only be deleted by deleting the whole issue".
+        """
+        raise NotErasable(
+            "Sentry deletes no single person's events, only whole issues. Destroy the secret that "
+            "links the pseudonym; the events go with the plan's retention."
+        )
+
+    async def close(self) -> None:
+        """Close the connections, if they are our own."""
+        await self._wire.close()
+
+
+_NO_ANSWER: Final = Retry()
+
+_Path = tuple[str | int, ...]
+
+
+def _shape_event(payload: dict[str, Any], shaping: Shaping) -> dict[str, Any]:
+    """Put identity, promise and explanation where Sentry looks for them.
+
+    The address never stays in ``user.ip_address``: Sentry would geolocate it or count it as a
+    user. ``infer_ip: never`` keeps Sentry from filling in the address of this machine.
+    """
+    moved: dict[_Path, _Path] = {}
+    for name in ("_meta", "event_id", "message_id"):
+        payload.pop(name, None)
+    tags = _clean_tags(payload.get("tags"), moved)
+    user = payload.pop("user", None)
+    if isinstance(user, dict) and isinstance(user.get("ip_address"), str) and user["ip_address"]:
+        tags["ip_prefix"] = _tag_value(user["ip_address"])
+        moved["user", "ip_address"] = ("tags", "ip_prefix")
+    payload["user"] = {"id": shaping.tokens.get("account"), "ip_address": None}
+    if payload["user"]["id"] is None:
+        del payload["user"]["id"]
+
+    contexts = payload.get("contexts")
+    contexts = dict(contexts) if isinstance(contexts, dict) else {}
+    _move_agent(payload, contexts, moved)
+    request = payload.get("request")
+    if isinstance(request, dict) and isinstance(request.get("env"), dict):
+        request["env"].pop("REMOTE_ADDR", None)  # the second place where Sentry finds an address
+
+    for name in ("organization", "session"):
+        if token := shaping.tokens.get(name):
+            tags[name] = _tag_value(token)
+    tags |= {
+        "retain_until": shaping.tags.retain_until.isoformat(),
+        "retention_class": _tag_value(shaping.tags.retention_class),
+        "policy": _tag_value(shaping.tags.policy),
+    }
+    sdk = payload.get("sdk")
+    sdk = dict(sdk) if isinstance(sdk, dict) else {"name": "milchglas", "version": "0"}
+    sdk.pop("client_ip", None)
+    payload |= {
+        "event_id": shaping.delivery_id,
+        "timestamp": _rfc3339(shaping.occurred_at),
+        "platform": payload.get("platform") or "other",
+        "tags": tags,
+        "sdk": sdk | {"settings": {"infer_ip": "never"}},
+        "contexts": contexts | {"privacy": _explain(shaping.remarks, shaping.tags)},
+    }
+    if meta := _meta(payload, shaping.remarks, moved):
+        payload["_meta"] = meta
+    return payload
+
+
+def _shape_session(payload: dict[str, Any], shaping: Shaping) -> dict[str, Any]:
+    payload.pop("did", None)
+    if account := shaping.tokens.get("account"):
+        payload["did"] = account
+    payload.pop("ip_address", None)
+    attributes = payload.get("attrs")
+    if isinstance(attributes, dict):
+        attributes.pop("ip_address", None)
+    return payload
+
+
+def _clean_tags(given: object, moved: dict[_Path, _Path]) -> dict[str, str]:
+    """Bring tags to what Sentry takes without cutting them itself."""
+    pairs: list[tuple[object, object, _Path]] = []
+    if isinstance(given, dict):
+        pairs = [(name, value, ("tags", name)) for name, value in given.items()]
+    elif isinstance(given, list):
+        pairs = [
+            (pair[0], pair[1], ("tags", i, 1))
+            for i, pair in enumerate(given)
+            if isinstance(pair, list) and len(pair) == 2  # noqa: PLR2004 - name and value
+        ]
+    tags: dict[str, str] = {}
+    for name, value, path in pairs:
+        if not isinstance(name, str) or not name or value is None or isinstance(value, dict | list):
+            continue
+        text = value if isinstance(value, str) else str(value).lower()
+        key = _NO_TAG_KEY_CHAR.sub("-", name)[:_TAG_KEY_CHARS]
+        if text:
+            tags[key] = _tag_value(text)
+            moved[path] = ("tags", key)
+    return tags
+
+
+def _tag_value(text: str) -> str:
+    return " ".join(text[: _TAG_VALUE_CHARS * 2].split("\n"))[:_TAG_VALUE_CHARS]
+
+
+def _move_agent(
+    payload: dict[str, Any], contexts: dict[str, Any], moved: dict[_Path, _Path]
+) -> None:
+    """Turn a reduced user agent into the contexts that Sentry would have parsed out of a full one.
+
+    It may stand at the top or under the request's headers. It does not stay there: Sentry would
+    parse it again, and find nothing.
+    """
+    agent: object = payload.pop("user_agent", None)
+    moved["user_agent",] = ("contexts", "browser", "name")
+    request = payload.get("request")
+    request = request if isinstance(request, dict) else {}
+    headers = request.get("headers")
+    if isinstance(headers, list):  # pairs instead of a map
+        pairs = [pair for pair in headers if isinstance(pair, list) and len(pair) == 2]  # noqa: PLR2004
+        headers = request["headers"] = {str(name): value for name, value in pairs}
+    if isinstance(headers, dict):
+        for name in [name for name in headers if name.lower() == "user-agent"]:
+            agent = headers.pop(name) or agent
+            moved["request", "headers", name] = ("contexts", "browser", "name")
+    if not isinstance(agent, str):
+        return
+    browser, _, rest = agent.partition(";")
+    system = rest.partition(";")[0].strip()
+    name, _, version = browser.strip().rpartition(" ")
+    if not name or not version[:1].isdigit():
+        name, version = browser.strip(), ""
+    if name:
+        named = {"name": name} | ({"version": version} if version else {})
+        contexts.setdefault("browser", named)
+    if system:
+        contexts.setdefault("client_os", {"name": system})
+
+
+def _explain(remarks: Sequence[Remark], tags: Tags) -> dict[str, object]:
+    """Say in plain words what was changed, for whoever looks at the event."""
+    counts = Counter(remark.rule for remark in remarks)
+    rows = [f"{_dotted(one.path)}: {one.rule} {one.action}" for one in remarks[:_ROWS]]
+    if len(remarks) > _ROWS:
+        rows.append(f"and {len(remarks) - _ROWS} more")
+    return {
+        "policy": tags.policy,
+        "notice": tags.notice,
+        "counts": dict(sorted(counts.items())),
+        "changes": rows,
+    }
+
+
+def _dotted(path: _Path) -> str:
+    return ".".join(str(part) for part in path)
+
+
+def _meta(
+    payload: dict[str, Any], remarks: Sequence[Remark], moved: Mapping[_Path, _Path]
+) -> dict[str, Any]:
+    """Record changes as Sentry shows them: ``{"<path>": {"": {"rem": [["!config", letter]]}}}``.
+
+    Rule id ``!config`` is how Sentry shows redactions made before it; any other id would be shown
+    as a rule of the Sentry project. Never ``len`` or ``val``: they tell of the original.
+    """
+    tree: dict[str, Any] = {}
+    for remark in remarks:
+        path = _follow(remark.path, moved)
+        if not path or "<key>" in path:
+            continue  # nothing stands at that path of the payload; contexts.privacy tells of it
+        value, stands = _reserve(payload, path)
+        note: list[str | int] = ["!config", "s" if stands else "x"]
+        # Bytes of the new value. A tag may have been cut since: then only the fact is told.
+        ranged = remark.action == "replace" and isinstance(value, str)
+        if ranged and 0 <= remark.start < remark.end <= len(str(value).encode()):
+            note += [remark.start, remark.end]
+        node = tree
+        for part in path:
+            node = node.setdefault(str(part), {})
+        noted = node.setdefault("", {"rem": []})["rem"]
+        if note not in noted:
+            noted.append(note)
+    return tree
+
+
+def _follow(path: _Path, moved: Mapping[_Path, _Path]) -> _Path:
+    """Say where the value of a path ended up."""
+    for cut in range(len(path), 0, -1):
+        if path[:cut] in moved:
+            return moved[path[:cut]] + path[cut:]
+    return path
+
+
+def _reserve(payload: dict[str, Any], path: _Path) -> tuple[object, bool]:
+    """Look up a value; where a removed one stood, leave null, else Sentry drops its remark."""
+    node: Any = payload
+    for depth, part in enumerate(path):
+        if isinstance(node, dict) and isinstance(part, str):
+            if part not in node:
+                if depth == len(path) - 1 and path[0] != "user":
+                    node[part] = None
+                return None, False
+            node = node[part]
+        elif isinstance(node, list) and isinstance(part, int) and 0 <= part < len(node):
+            node = node[part]
+        else:
+            return None, False
+    return node, node is not None
+
+
+def _rfc3339(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,392 @@
+"""Kafka as a broker, against librdkafka's mock cluster: the same conformance as the spool."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from telemetry.brokers import DEAD, HELD, SEALED, Broker, Entry, clean
+from telemetry.brokers.kafka import (
+    KafkaBroker,
+    _decode_metadata,
+    _encode_metadata,
+    _Record,
+    _records,
+)
+from telemetry.errors import BrokerError
+from telemetry.testing.brokers import PLANTED, BrokerConformance, make_parcel
+from telemetry.testing.mock_kafka import MockKafka
+
+pytestmark = pytest.mark.kafka
+
+ONE = Entry("edge", "sealed")
+DONE = Entry("pseudonymizer", "scrubbed")
+HEAP = clean("heap")
+GROUP = "pseudonymizer"
+MESSAGE_TOO_LARGE, NOT_ENOUGH_REPLICAS, UNKNOWN_MEMBER = 10, 19, 25
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def mock() -> Iterator[MockKafka]:
+    """One cluster; each test has its own prefix. Topics come up when asked for, four partitions."""
+    with MockKafka() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def one_partition() -> Iterator[MockKafka]:
+    """A cluster of its own, because order holds within a partition only."""
+    with MockKafka() as cluster:
+        for stream in (SEALED, DEAD, HELD, HEAP, clean("sentry"), "books"):
+            cluster.create_topic(f"one.{stream}.v1", 1)
+        yield cluster
+
+
+def opener(mock: MockKafka, prefix: str) -> Callable[..., KafkaBroker]:
+    """Give what opens brokers on topics of that prefix."""
+
+    def open_broker(**options: object) -> KafkaBroker:
+        settings: dict[str, object] = {
+            "topic_prefix": prefix,
+            "group_prefix": prefix,
+            "timeout_s": 5,
+            "client_options": MockKafka.CLIENT_OPTIONS,
+        }
+        return KafkaBroker(mock.bootstrap, **(settings | options))
+
+    return open_broker
+
+
+class TestKafkaConforms(BrokerConformance):
+    @pytest.fixture
+    def broker(self, one_partition: MockKafka) -> Iterator[Broker]:
+        self.open = opener(one_partition, "one")
+        yield from self.opened()
+
+
+@pytest.fixture
+def open_broker(mock: MockKafka) -> Iterator[Callable[..., KafkaBroker]]:
+    brokers: list[KafkaBroker] = []
+    make = opener(mock, f"t{next(_numbers)}")
+
+    def open_one(**options: object) -> KafkaBroker:
+        brokers.append(make(**options))
+        return brokers[-1]
+
+    yield open_one
+    for broker in brokers:
+        broker.close()
+
+
+Opener = Callable[..., KafkaBroker]
+
+
+def drained(broker: KafkaBroker, stream: str, group: str) -> list[int]:
+    return [int(p.event_id, 16) for p in BrokerConformance.drain(broker, stream, group)]
+
+
+def test_all_partitions_are_written_and_read(open_broker: Opener) -> None:
+    broker = open_broker()
+    for n in range(20):
+        broker.append(SEALED, [make_parcel(n)], {ONE: 1})
+    seen: set[int] = set()
+    while (polled := broker.poll(SEALED, GROUP, 100)).parcels:
+        assert len(polled.parcels) == 1
+        seen.add(polled.position.number)
+        broker.finish(polled, {HEAP: polled.parcels}, {DONE: 1})
+    assert seen == {0, 1, 2, 3}
+    assert sorted(drained(broker, HEAP, "heap")) == list(range(20))
+    assert broker.pending() == {}
+
+
+def test_two_processes_share_the_partitions(open_broker: Opener) -> None:
+    gateway, one, two = (
+        open_broker(),
+        open_broker(member="one", partitions=[0, 1]),
+        open_broker(member="two", partitions=[2, 3]),
+    )
+    for n in range(12):
+        gateway.append(SEALED, [make_parcel(n)], {ONE: 1})
+    halves = [drained(one, SEALED, GROUP), drained(two, SEALED, GROUP)]
+    assert all(halves)
+    assert sorted(halves[0] + halves[1]) == list(range(12))
+    assert gateway.pending() == {}
+
+
+def test_the_books_of_several_members_add_up(open_broker: Opener) -> None:
+    members = [open_broker(member=f"gateway-{n}") for n in range(3)]
+    for n, broker in enumerate(members):
+        broker.append(SEALED, [make_parcel(n)], {ONE: n + 1})
+    for broker in members:
+        assert broker.books() == {ONE: 6}
+        assert broker.pending() == {SEALED: 3}
+
+
+def test_outputs_sent_again_after_a_crash_are_read_once(
+    open_broker: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = open_broker(member="gateway")
+    for start in (0, 200):
+        first.append(SEALED, [make_parcel(start + n) for n in range(3)], {ONE: 3})
+
+    def killed(*_: object) -> None:
+        raise TimeoutError(PLANTED)
+
+    for _ in range(2):  # outputs are on the topic, the position is not committed
+        polled = first.poll(SEALED, GROUP, 100)
+        monkeypatch.setattr(first, "_commit", killed)
+        with pytest.raises(BrokerError) as caught:
+            first.finish(polled, {HEAP: polled.parcels}, {DONE: 3})
+        assert PLANTED not in str(caught.value)
+        monkeypatch.undo()
+    second = open_broker(member="other")
+    while (polled := second.poll(SEALED, GROUP, 100)).parcels:
+        second.finish(polled, {HEAP: polled.parcels}, {DONE: len(polled.parcels)})
+    assert sorted(drained(second, HEAP, "heap")) == [0, 1, 2, 200, 201, 202]
+    assert second.books() == {ONE: 6, DONE: 6}
+    assert second.pending() == {}
+
+
+def finish_until_killed(broker: KafkaBroker, working: int) -> None:
+    while True:
+        polled = broker.poll(SEALED, GROUP, 64)
+        broker.finish(polled, {HEAP: polled.parcels}, {DONE: len(polled.parcels)})
+        os.write(working, b".")
+
+
+def test_kill_9_loses_nothing_and_the_books_and_the_next_reader_are_exact(
+    open_broker: Opener,
+) -> None:
+    broker = open_broker()
+    chance = random.Random(7)  # noqa: S311 - moments of death, no secret
+    for start in range(0, 600, 2):
+        broker.append(SEALED, [make_parcel(start), make_parcel(start + 1)], {ONE: 2})
+    moved = [0]
+    for _ in range(8):
+        heard, working = os.pipe()
+        child = os.fork()
+        if not child:
+            try:
+                finish_until_killed(broker, working)
+            finally:
+                os._exit(1)
+        os.close(working)
+        assert os.read(heard, 1) == b"."  # ends at once if the child fails
+        os.close(heard)
+        time.sleep(chance.uniform(0, 0.1))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+        moved.append(broker.books().get(DONE, 0))
+        assert broker.pending().get(SEALED, 0) == 600 - moved[-1]
+    assert len(set(moved)) > 3, "the children died too early or too late to prove anything"
+    while (polled := broker.poll(SEALED, GROUP, 64)).parcels:
+        broker.finish(polled, {HEAP: polled.parcels}, {DONE: len(polled.parcels)})
+    assert sorted(drained(broker, HEAP, "heap")) == list(range(600))
+    assert broker.books() == {ONE: 600, DONE: 600}
+    assert broker.pending() == {}
+
+
+def test_a_repeat_that_follows_a_finished_origin_is_stepped_over(
+    open_broker: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = open_broker()
+    broker.append(SEALED, [make_parcel(0)], {ONE: 1})
+    polled = broker.poll(SEALED, GROUP, 100)
+    with monkeypatch.context() as patch:
+        patch.setattr(broker, "_commit", lambda *_: (_ for _ in ()).throw(TimeoutError))
+        with pytest.raises(BrokerError):
+            broker.finish(polled, {HEAP: polled.parcels}, {DONE: 1})
+    # The forwarder is quick: it has finished the first copy before the second is written.
+    assert drained(broker, HEAP, "heap") == [0]
+    broker.finish(broker.poll(SEALED, GROUP, 100), {HEAP: polled.parcels}, {DONE: 1})
+    assert drained(broker, HEAP, "heap") == []
+    broker.append(SEALED, [make_parcel(1)], {ONE: 1})
+    while (polled := broker.poll(SEALED, GROUP, 100)).parcels:
+        broker.finish(polled, {HEAP: polled.parcels}, {DONE: 1})
+    assert drained(broker, HEAP, "heap") == [1]
+    assert broker.pending() == {}
+
+
+def test_a_record_that_does_not_decode_is_counted_and_stepped_over(open_broker: Opener) -> None:
+    broker = open_broker()
+    broker.append(SEALED, [make_parcel(0)], {ONE: 1})
+    topic = broker._topic(SEALED)
+    broken = _Record(topic, 1, None, PLANTED.encode(), [("events", b"7")])
+    silent = _Record(topic, 1, None, b"", [])
+    broker._send([broken, silent])
+    broker.append(SEALED, [make_parcel(1)], {ONE: 1})  # behind them, on partition 1
+    assert sorted(drained(broker, SEALED, GROUP)) == [0, 1]
+    assert broker.books() == {ONE: 2, Entry(GROUP, "dead", "unreadable_record"): 8}
+    assert sorted(drained(open_broker(), SEALED, GROUP)) == []
+
+
+@pytest.mark.parametrize("left", [0, 2])
+def test_what_retention_removed_is_stepped_over_and_never_silently(
+    open_broker: Opener, mock: MockKafka, caplog: pytest.LogCaptureFixture, left: int
+) -> None:
+    broker = open_broker(partitions=[0])
+    topic = broker._topic(SEALED)
+    for n in range(5):
+        broker._send(_records(topic, 0, [make_parcel(n)]))
+    first = broker.poll(SEALED, GROUP, 1)
+    broker.finish(first, {}, {})
+    mock.expire(topic, 0, 5 - left)
+    restarted = open_broker(partitions=[0])
+    assert drained(restarted, SEALED, GROUP) == list(range(5 - left, 5))
+    assert f"topic={topic} partition=0 records={4 - left}" in caplog.text
+    broker._send(_records(topic, 0, [make_parcel(9)]))
+    assert drained(restarted, SEALED, GROUP) == [9]
+
+
+def test_partitions_that_are_added_are_read_without_a_restart(
+    open_broker: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = open_broker()
+    with monkeypatch.context() as patch:  # as if the topic had two so far
+        patch.setattr(broker, "_partition_count", lambda _: 2)
+        assert not broker.poll(SEALED, GROUP, 10).parcels
+    broker._send(_records(broker._topic(SEALED), 3, [make_parcel(3)]))
+    assert drained(broker, SEALED, GROUP) == [3]
+
+
+def test_after_a_refused_record_the_next_is_taken_within_seconds(
+    open_broker: Opener, mock: MockKafka
+) -> None:
+    broker = open_broker()
+    broker.append(SEALED, [make_parcel(0)], {ONE: 1})
+    # Both records of an append meet it, whichever request carries them.
+    mock.fail_produce(MESSAGE_TOO_LARGE, MESSAGE_TOO_LARGE)
+    with pytest.raises(BrokerError):
+        broker.append(SEALED, [make_parcel(1)], {ONE: 1})
+    mock.fail_produce()
+    started = time.monotonic()
+    while True:
+        try:
+            broker.append(SEALED, [make_parcel(2)], {ONE: 1})
+            break
+        except BrokerError:
+            assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 5
+    assert {0, 2} <= set(drained(broker, SEALED, GROUP))
+
+
+def test_a_passing_refusal_is_tried_again_inside(open_broker: Opener, mock: MockKafka) -> None:
+    broker = open_broker()
+    mock.fail_produce(NOT_ENOUGH_REPLICAS, NOT_ENOUGH_REPLICAS)
+    for n in range(4):
+        broker.append(SEALED, [make_parcel(n)], {ONE: 1})
+    assert sorted(drained(broker, SEALED, GROUP)) == [0, 1, 2, 3]
+    assert broker.books() == {ONE: 4}
+
+
+def test_a_refused_commit_moves_nothing(open_broker: Opener, mock: MockKafka) -> None:
+    broker = open_broker()
+    broker.append(SEALED, [make_parcel(0)], {ONE: 1})
+    polled = broker.poll(SEALED, GROUP, 10)
+    mock.fail_commit(UNKNOWN_MEMBER)
+    with pytest.raises(BrokerError):
+        broker.finish(polled, {HEAP: polled.parcels}, {DONE: 1})
+    assert broker.books() == {ONE: 1}
+    assert drained(broker, SEALED, GROUP) == [0]
+
+
+def test_while_the_broker_is_away_every_call_ends_and_nothing_acknowledged_is_lost(
+    one_partition: MockKafka,
+) -> None:
+    own = one_partition
+    broker = opener(own, "one")(timeout_s=1)
+    broker.append(SEALED, [make_parcel(0)], {ONE: 1})
+    own.down()
+    for call in (
+        lambda: broker.append(SEALED, [make_parcel(1)], {ONE: 1}),
+        lambda: broker.poll(SEALED, GROUP, 10),
+        broker.books,
+    ):
+        started = time.monotonic()
+        with pytest.raises(BrokerError):
+            call()
+        assert time.monotonic() - started < 8
+    own.up()
+    deadline = time.monotonic() + 15
+    while True:
+        try:
+            broker.append(SEALED, [make_parcel(2)], {ONE: 1})
+            break
+        except BrokerError:
+            assert time.monotonic() < deadline
+    assert {0, 2} <= set(drained(broker, SEALED, GROUP))
+    started = time.monotonic()
+    own.down()
+    broker.close()
+    assert time.monotonic() - started < 8
+
+
+def test_a_broker_that_was_never_there_is_a_broker_error_in_time() -> None:
+    broker = KafkaBroker("127.0.0.1:9", timeout_s=1, client_options=MockKafka.CLIENT_OPTIONS)
+    started = time.monotonic()
+    with pytest.raises(BrokerError):
+        broker.append(SEALED, [make_parcel(0)], {ONE: 1})
+    broker.close()
+    assert time.monotonic() - started < 8
+
+
+def test_a_forked_child_has_clients_of_its_own(open_broker: Opener) -> None:
+    broker = open_broker()
+    broker.append(SEALED, [make_parcel(0)], {ONE: 1})
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            broker._member = "member:child"
+            broker.append(SEALED, [make_parcel(1)], {ONE: 1})
+            broker.close()
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    broker.append(SEALED, [make_parcel(2)], {ONE: 1})
+    assert sorted(drained(broker, SEALED, GROUP)) == [0, 1, 2]
+    assert broker.books() == {ONE: 3}
+
+
+def test_no_log_line_of_the_client_holds_what_was_sent(
+    open_broker: Opener, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG):
+        broker = open_broker()
+        broker.append(SEALED, [make_parcel(0)], {ONE: 1})
+        polled = broker.poll(SEALED, GROUP, 10)
+        broker.finish(polled, {DEAD: polled.parcels}, {DONE: 1})
+        logging.getLogger("kafka.net.connection").error("Unable to decode %d: %r", 3, PLANTED)
+        logging.getLogger("kafka.producer.kafka").debug("Sending %r", PLANTED)
+    assert "Unable to decode" in caplog.text
+    assert PLANTED not in caplog.text
+    assert "note" not in caplog.text
+
+
+def test_long_books_are_compressed_and_too_long_ones_refused() -> None:
+    counts = Counter({Entry("pseudonymizer", "dropped", f"reason_{n}"): n + 1 for n in range(150)})
+    text = _encode_metadata(counts, (12, 3))
+    assert len(text) <= 4096
+    assert _decode_metadata(text) == (counts, (12, 3))
+    noise = random.Random(1)  # noqa: S311 - words that do not compress
+    words = (noise.randbytes(20).hex() for _ in range(300))
+    with pytest.raises(BrokerError, match="do not fit"):
+        _encode_metadata(Counter(dict.fromkeys((Entry("a", "b", w) for w in words), 1)), (1, 1))
+
+
+@pytest.mark.parametrize("text", ["", "moved by hand", "1.2 5", "1.2 [[1]]", "z!!", "1.x []"])
+def test_a_commit_that_is_not_ours_is_an_error_and_no_empty_book(text: str) -> None:
+    with pytest.raises(BrokerError):
+        _decode_metadata(text)

@@ -1,0 +1,433 @@
+"""Sentry: shape, remarks, envelopes, rate limits."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scrubbers.model import Remark, Scrubbed
+from telemetry.errors import ConfigError, EventError
+from telemetry.sinks import Delivered, Delivery, NotErasable, Refused, Retry, Shaping
+from telemetry.sinks.sentry import SentrySink, parse_dsn, rate_limits
+from telemetry.sinks.wire import Answer
+from telemetry.testing import SentryStandIn, SinkConformance
+
+DSN = "https://" + "ab" * 16 + "@sentry.example/7"
+
+EVENT: dict[str, Any] = {
+    "platform": "python",
+    "level": "error",
+    "logentry": {"message": "cannot mail <email:1> at all"},
+    "exception": {"values": [{"type": "KeyError", "value": "<email>"}]},
+    "user": {"ip_address": "203.0.113.0/24"},
+    "request": {
+        "method": "POST",
+        "url": "https://app.example.com/projects/<id>",
+        "headers": {"User-Agent": "Firefox 140; Linux; desktop", "Accept": "*/*"},
+        "env": {"REMOTE_ADDR": "203.0.113.0/24", "SERVER_NAME": "app"},
+    },
+    "tags": {"queue name": "mail", "x" * 40: "a\nb"},
+    "sdk": {"name": "sentry.python", "version": "2.75.0", "settings": {"infer_ip": "auto"}},
+    "contexts": {"runtime": {"name": "CPython"}},
+    "release": "web@1.2.3",
+    "timestamp": "2001-01-01T00:00:00Z",
+    "event_id": "f" * 32,
+}
+
+
+class Suite(SinkConformance):
+    def stand_in(self) -> SentryStandIn:
+        return SentryStandIn()
+
+    def sink(self, stand_in: SentryStandIn) -> SentrySink:
+        return SentrySink(dsn=stand_in.dsn, total_s=0.5)
+
+
+class TestErrorEvents(Suite):
+    kind = "error_event"
+
+    def event(self, number: int) -> Scrubbed:
+        return Scrubbed(json.dumps(EVENT | {"release": f"web@{number}"}).encode())
+
+    def stored(self, stand_in: SentryStandIn) -> Sequence[str]:
+        return [event["event_id"] for event in stand_in.events]
+
+    def shaped(self, **changes: Any) -> dict[str, Any]:
+        event = changes.pop("event", EVENT)
+        shaping = replace(self.shaping(3), **changes)
+        body = SentrySink(dsn=DSN).shape(Scrubbed(json.dumps(event).encode()), shaping)
+        return dict(json.loads(body))
+
+    def test_identity_promise_and_time_stand_where_sentry_looks(self) -> None:
+        event = self.shaped()
+        assert event["event_id"] == self.shaping(3).delivery_id
+        assert event["timestamp"] == "2026-03-31T09:15:03.000Z"
+        assert event["user"] == {"id": "ps1_own_u_03conformance", "ip_address": None}
+        assert event["tags"] == {
+            "queue-name": "mail",
+            "x" * 32: "a b",
+            "ip_prefix": "203.0.113.0/24",
+            "organization": "ps1_own_o_conformance",
+            "session": "ps1_own_s_03conformance",
+            "retain_until": "2027-03-31",
+            "retention_class": "12m",
+            "policy": "c0ffee123456",
+        }
+        assert event["sdk"] == {
+            "name": "sentry.python",
+            "version": "2.75.0",
+            "settings": {"infer_ip": "never"},
+        }
+        assert event["request"]["headers"] == {"Accept": "*/*"}
+        assert event["request"]["env"] == {"SERVER_NAME": "app"}
+        assert event["contexts"]["browser"] == {"name": "Firefox", "version": "140"}
+        assert event["contexts"]["client_os"] == {"name": "Linux"}
+        assert event["exception"] == EVENT["exception"]
+
+    def test_sentry_keeps_no_address_of_what_we_send(self) -> None:
+        with self.stand_in() as sentry:
+            javascript = Scrubbed(json.dumps(EVENT | {"platform": "javascript"}).encode())
+            (one,) = self.deliveries(sentry, 1)
+            body = self.sink(sentry).shape(javascript, self.shaping(0))
+            self.exchange(sentry, [replace(one, body=body)])
+            assert len(sentry.events) == 1
+            assert sentry.addresses() == set()
+
+    def test_without_an_account_no_user_id_is_made_up(self) -> None:
+        assert self.shaped(tokens={})["user"] == {"ip_address": None}
+
+    def test_remarks_show_as_sentry_shows_them(self) -> None:
+        event = self.shaped(
+            remarks=[
+                Remark(("logentry", "message"), "email", "replace", 12, 21),
+                Remark(("exception", "values", 0, "value"), "email", "replace", 0, 7),
+                Remark(("request", "data"), "strip", "remove"),
+                Remark(("user", "ip_address"), "truncate_ip", "reduce"),
+                Remark(("user", "email"), "strip", "remove"),
+                Remark(("request", "headers", "User-Agent"), "reduce_user_agent", "reduce"),
+                Remark(("tags", "queue name"), "ip", "replace", 0, 9),
+                Remark(("extra", "<key>"), "undeclared", "remove"),
+            ]
+        )
+        assert event["_meta"] == {
+            "logentry": {"message": {"": {"rem": [["!config", "s", 12, 21]]}}},
+            "exception": {"values": {"0": {"value": {"": {"rem": [["!config", "s", 0, 7]]}}}}},
+            "request": {"data": {"": {"rem": [["!config", "x"]]}}},
+            "user": {"email": {"": {"rem": [["!config", "x"]]}}},
+            "tags": {
+                "ip_prefix": {"": {"rem": [["!config", "s"]]}},
+                # The range reached beyond what stands there now: only the fact is told.
+                "queue-name": {"": {"rem": [["!config", "s"]]}},
+            },
+            "contexts": {"browser": {"name": {"": {"rem": [["!config", "s"]]}}}},
+        }
+        assert event["request"]["data"] is None
+        assert "email" not in event["user"]
+        privacy = event["contexts"]["privacy"]
+        assert privacy["policy"] == "c0ffee123456"
+        assert privacy["notice"] == "2026-03"
+        assert privacy["counts"] == {
+            "email": 2, "ip": 1, "reduce_user_agent": 1, "strip": 2, "truncate_ip": 1,
+            "undeclared": 1,
+        }  # fmt: skip
+        assert privacy["changes"][2] == "request.data: strip remove"
+
+    def test_at_most_twenty_changes_are_listed(self) -> None:
+        many = [Remark(("extra", f"k{number}"), "strip", "remove") for number in range(33)]
+        changes = self.shaped(remarks=many)["contexts"]["privacy"]["changes"]
+        assert len(changes) == 21
+        assert changes[-1] == "and 13 more"
+
+    @settings(max_examples=150)
+    @given(
+        event=st.fixed_dictionaries(
+            {},
+            optional={
+                "user": st.none()
+                | st.dictionaries(st.sampled_from(["ip_address", "x"]), st.text()),
+                "tags": st.dictionaries(st.text(max_size=50), st.text(max_size=250) | st.integers())
+                | st.lists(st.lists(st.text(max_size=50), min_size=2, max_size=2)),
+                "request": st.fixed_dictionaries(
+                    {},
+                    optional={"headers": st.dictionaries(st.text(), st.text()), "url": st.text()},
+                ),
+                "contexts": st.dictionaries(st.text(), st.dictionaries(st.text(), st.text())),
+                "user_agent": st.text(),
+                "sdk": st.none() | st.dictionaries(st.text(), st.text()),
+                "platform": st.none() | st.text(max_size=9),
+            },
+        ),
+        paths=st.lists(
+            st.lists(
+                st.sampled_from(["user", "ip_address", "tags", "request", "headers", "url", "a"])
+                | st.integers(0, 3),
+                max_size=4,
+            ).map(tuple),
+            max_size=8,
+        ),
+    )
+    def test_whatever_is_shaped_breaks_no_rule_of_sentry(
+        self, event: dict[str, Any], paths: list[tuple[str | int, ...]]
+    ) -> None:
+        remarks = [Remark(path, "email", "replace", 0, 3) for path in paths]
+        shaping = replace(self.shaping(1), remarks=remarks)
+        there = SentryStandIn()
+        there.port = 1  # never listens: its rules are asked directly
+        sink = SentrySink(dsn=there.dsn, encoding="identity")
+        body = sink.shape(Scrubbed(json.dumps(event).encode()), shaping)
+        one = Delivery(
+            delivery_id=shaping.delivery_id,
+            kind=self.kind,
+            body=body,
+            occurred_at=shaping.occurred_at,
+        )
+        from telemetry.testing.stand_in import Request
+
+        reply = there.answer(
+            Request(
+                method="POST",
+                target="/api/1/envelope/",
+                headers=(
+                    ("X-Sentry-Auth", "Sentry sentry_key=" + "5e17" * 8 + ", sentry_version=7"),
+                ),
+                raw=b"",
+                body=sink._envelope([one]),
+                at=0.0,
+            )
+        )
+        assert reply.status == 200
+        assert there.violations == []
+        assert there.addresses() == set()
+
+    def test_a_bad_event_is_refused_and_its_neighbours_arrive(self) -> None:
+        with self.stand_in() as sentry:
+            deliveries = self.deliveries(sentry, 3)
+            deliveries[1] = replace(deliveries[1], body=b"{")
+            outcomes = self.exchange(sentry, deliveries)
+            assert list(outcomes) == [Delivered(), Refused(reason="rejected"), Delivered()]
+
+    def test_an_event_over_a_mebibyte_is_refused(self) -> None:
+        with self.stand_in() as sentry:
+            (one,) = self.deliveries(sentry, 1)
+            huge = replace(one, body=b'{"x":"' + b"y" * 2**20 + b'"}')
+            assert list(self.exchange(sentry, [huge])) == [Refused(reason="too_large")]
+
+    @pytest.mark.parametrize("encoding", ["gzip", "zstd", "identity"])
+    def test_every_encoding_is_read_there(self, encoding: Any) -> None:
+        async def main() -> None:
+            async with self.stand_in() as sentry:
+                sink = SentrySink(dsn=sentry.dsn, encoding=encoding)
+                assert list(await sink.send(self.deliveries(sentry, 2))) == [Delivered()] * 2
+                await sink.close()
+                assert len(sentry.events) == 2
+                assert sentry.violations == []
+
+        asyncio.run(main())
+
+    def test_one_category_is_limited_and_the_others_go_on(self) -> None:
+        async def main() -> None:
+            async with self.stand_in() as sentry:
+                sentry.limit(["error"], 30)
+                sink = self.sink(sentry)
+                errors = self.deliveries(sentry, 2)
+                sessions = TestSessions().deliveries(sentry, 2)
+                outcomes = await sink.send([errors[0], sessions[0], errors[1], sessions[1]])
+                assert [type(one) for one in outcomes] == [Retry, Delivered, Retry, Delivered]
+                assert isinstance(outcomes[0], Retry)
+                assert outcomes[0].scope == sink.scope(errors[0]) == "error"
+                assert 25 < outcomes[0].after_s <= 30
+                asked = len(sentry.requests)
+                await sink.send(errors)
+                assert len(sentry.requests) == asked  # the limit is remembered, nobody is asked
+                await sink.close()
+
+        asyncio.run(main())
+
+    def test_a_limit_on_a_200_holds_for_what_comes_next(self) -> None:
+        now = 100.0
+
+        async def main() -> None:
+            nonlocal now
+            async with self.stand_in() as sentry:
+                sentry.announce({"X-Sentry-Rate-Limits": "60:error:key"}, count=1)
+                sink = SentrySink(dsn=sentry.dsn, monotonic=lambda: now)
+                (one,) = self.deliveries(sentry, 1)
+                assert list(await sink.send([one])) == [Delivered()]
+                assert list(await sink.send([one])) == [Retry(after_s=60.0, scope="error")]
+                now = 161.0
+                assert list(await sink.send([one])) == [Delivered()]
+                await sink.close()
+
+        asyncio.run(main())
+
+    def test_429_without_headers_means_a_minute_for_everything(self) -> None:
+        async def main() -> None:
+            async with self.stand_in() as sentry:
+                sentry.fail(status=429, count=1)
+                sink = SentrySink(dsn=sentry.dsn, monotonic=lambda: 5.0)
+                (one,) = self.deliveries(sentry, 1)
+                assert list(await sink.send([one])) == [Retry(after_s=60.0)]
+                (session,) = TestSessions().deliveries(sentry, 1)
+                assert list(await sink.send([session])) == [Retry(after_s=60.0)]
+                await sink.close()
+
+        asyncio.run(main())
+
+
+class TestSessions(Suite):
+    kind = "session"
+    tagged = False
+
+    def event(self, number: int) -> Scrubbed:
+        session = {
+            "sid": f"{number:032x}",
+            "did": "raw-id-that-must-not-leave",
+            "started": "2026-03-31T09:00:00Z",
+            "status": "ok",
+            "errors": 0,
+            "attrs": {"release": "web@1", "ip_address": "{{auto}}"},
+        }
+        return Scrubbed(json.dumps(session).encode())
+
+    def stored(self, stand_in: SentryStandIn) -> Sequence[str]:
+        # No key exists for sessions; the session's own id stands for the delivery.
+        return sorted(
+            {self.shaping(int(one["sid"], 16)).delivery_id for one in stand_in.payloads("session")}
+        )
+
+    def test_the_account_token_takes_the_place_of_the_distinct_id(self) -> None:
+        sink = SentrySink(dsn=DSN)
+        known = json.loads(sink.shape(self.event(1), self.shaping(1)))
+        assert known["did"] == "ps1_own_u_01conformance"
+        assert known["attrs"] == {"release": "web@1"}
+        unknown = json.loads(sink.shape(self.event(1), replace(self.shaping(1), tokens={})))
+        assert "did" not in unknown
+
+    def test_sessions_share_an_envelope(self) -> None:
+        with self.stand_in() as sentry:
+            self.exchange(sentry, self.deliveries(sentry, 50))
+            assert len(sentry.requests) == 1
+            assert len(sentry.items) == 50
+
+
+class TestCheckIns(Suite):
+    kind = "check_in"
+    tagged = False
+
+    def event(self, number: int) -> Scrubbed:
+        return Scrubbed(
+            json.dumps(
+                {"check_in_id": f"{number:032x}", "monitor_slug": "nightly", "status": "ok"}
+            ).encode()
+        )
+
+    def stored(self, stand_in: SentryStandIn) -> Sequence[str]:
+        return sorted(
+            {
+                self.shaping(int(one["check_in_id"], 16)).delivery_id
+                for one in stand_in.payloads("check_in")
+            }
+        )
+
+
+class TestEnvelope:
+    def test_sent_at_is_fresh_on_each_attempt_and_the_event_keeps_its_time(self) -> None:
+        clock = datetime(2026, 11, 1, tzinfo=UTC)
+
+        def wall() -> datetime:
+            nonlocal clock
+            clock += timedelta(seconds=1)
+            return clock
+
+        sink = SentrySink(dsn=DSN, wall=wall)
+        shaping: Shaping = TestErrorEvents().shaping(1)
+        one = Delivery(
+            delivery_id=shaping.delivery_id,
+            kind="error_event",
+            body=sink.shape(TestErrorEvents().event(1), shaping),
+            occurred_at=shaping.occurred_at,
+        )
+        first, second = (sink._envelope([one]).split(b"\n") for _ in range(2))
+        assert json.loads(first[0])["sent_at"] == "2026-11-01T00:00:01.000Z"
+        assert json.loads(second[0])["sent_at"] == "2026-11-01T00:00:02.000Z"
+        assert first[1:] == second[1:]
+        assert json.loads(first[2])["timestamp"] == "2026-03-31T09:15:01.000Z"
+
+    async def test_sentry_cannot_erase_one_person(self) -> None:
+        with pytest.raises(NotErasable, match="whole issues"):
+            await SentrySink(dsn=DSN).erase({"token"})
+
+    def test_a_kind_that_sentry_does_not_take_is_refused(self) -> None:
+        shaping = replace(TestErrorEvents().shaping(), kind="analytics_event")
+        with pytest.raises(EventError) as caught:
+            SentrySink(dsn=DSN).shape(Scrubbed(b"{}"), shaping)
+        assert caught.value.reason == "unsupported_kind"
+
+    def test_shaping_leaves_its_arguments_as_they_are(self) -> None:
+        shaping = TestErrorEvents().shaping(1)
+        before = (dict(shaping.tokens), list(shaping.remarks))
+        SentrySink(dsn=DSN).shape(TestErrorEvents().event(1), shaping)
+        assert (dict(shaping.tokens), list(shaping.remarks)) == before
+        assert isinstance(shaping.tokens, MappingProxyType)
+
+
+@pytest.mark.parametrize(
+    ("dsn", "endpoint"),
+    [
+        ("https://k@o1.ingest.de.sentry.io/42", "https://o1.ingest.de.sentry.io/api/42/envelope/"),
+        ("https://k:old@s.example:9000/a/b/9", "https://s.example:9000/a/b/api/9/envelope/"),
+        ("http://k@127.0.0.1:8000/1", "http://127.0.0.1:8000/api/1/envelope/"),
+        ("http://k@[::1]:8000/1", "http://[::1]:8000/api/1/envelope/"),
+    ],
+)
+def test_a_dsn_names_the_envelope_endpoint(dsn: str, endpoint: str) -> None:
+    assert parse_dsn(dsn).endpoint == endpoint
+    assert parse_dsn(dsn).public_key == "k"
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "", "https://s.example/1", "https://k@s.example/", "https://k@s.example/abc",
+        "https://k@s.example:port/1", "http://k@s.example/1", "ftp://k@127.0.0.1/1",
+    ],
+)  # fmt: skip
+def test_a_malformed_dsn_is_refused_without_repeating_it(dsn: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        SentrySink(dsn=dsn)
+    assert "s.example" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "limits"),
+    [
+        (200, {}, {}),
+        (429, {}, {"": 60.0}),
+        (429, {"retry-after": "7"}, {"": 7.0}),
+        (200, {"x-sentry-rate-limits": "10::organization"}, {"": 10.0}),
+        (200, {"x-sentry-rate-limits": "10:error;bogus:key:why, 20:error:org"}, {"error": 20.0}),
+        (200, {"x-sentry-rate-limits": " 5 : error ; session : key "}, {"error": 5, "session": 5}),
+        (200, {"x-sentry-rate-limits": "999999999:error:key"}, {"error": 3600.0}),
+        (200, {"x-sentry-rate-limits": "nan:error:key,-4:error:key,:::,;;;"}, {}),
+        (429, {"x-sentry-rate-limits": "9:replay:key"}, {}),
+    ],
+)
+def test_rate_limits_are_read_as_documented(
+    status: int, headers: dict[str, str], limits: dict[str, float]
+) -> None:
+    assert rate_limits(Answer(status=status, headers=headers)) == limits
+
+
+@given(st.text(max_size=200))
+def test_no_rate_limit_header_raises_or_waits_for_ever(header: str) -> None:
+    limits = rate_limits(Answer(status=429, headers={"x-sentry-rate-limits": header}))
+    assert all(1.0 <= after_s <= 3600.0 for after_s in limits.values())
