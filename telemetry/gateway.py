@@ -400,7 +400,7 @@ class Gateway:
         self._server = self._thread = None
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer one request, whatever happens."""
+        """Answer one request. What it does not foresee ends in `_Protocol.handle_error`."""
         self._under_way += 1
         path, _, query = request.raw_path.partition("?")
         route = _route(path)
@@ -414,9 +414,6 @@ class Gateway:
         except ConnectionError:
             self._count("requests", (dialect, "gone"), 1)
             raise
-        except Exception as error:  # noqa: BLE001 - the edge of the loop: nothing escapes to aiohttp
-            _log.error("request_failed", error=type(error).__name__, dialect=dialect)
-            response = self._refuse(Refusal("internal"))
         finally:
             self._under_way -= 1
             if not self._under_way:
@@ -729,12 +726,18 @@ class _Protocol(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what is no HTTP, in our words: aiohttp's repeat the line that is wrong."""
+        """Answer what is no HTTP, and what went wrong with us, in our words.
+
+        aiohttp's own repeat the line that is wrong; a traceback would show what an error quotes.
+        """
         if isinstance(exc, ConnectionError) or request.writer.output_size > 0:
             # Nobody is there any more, or they have half of another answer.
             raise ConnectionError
-        code = "not_http" if status < 500 else "internal"  # noqa: PLR2004 - Internal Server Error
-        response = self._refuse(Refusal(code))
+        if status < 500:  # noqa: PLR2004 - Internal Server Error
+            response = self._refuse(Refusal("not_http"))
+        else:
+            _log.error("request_failed", **_named(exc))
+            response = self._refuse(Refusal("internal"))
         response.force_close()
         return response
 
@@ -743,9 +746,18 @@ class _Protocol(web.RequestHandler):
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
         """Name the error alone: what aiohttp says quotes the request."""
-        error = kw.get("exc_info")
-        name = type(error).__name__ if isinstance(error, BaseException) else "unknown"
-        _log.error("connection_failed", error=name)
+        _log.error("connection_failed", **_named(kw.get("exc_info")))
+
+
+def _named(error: object) -> dict[str, str]:
+    """Give the class of an error and the line that raised it: neither holds a value."""
+    if not isinstance(error, BaseException):
+        return {"error": "unknown"}
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        module = trace.tb_frame.f_globals.get("__name__", "")
+        place, trace = f"{module}:{trace.tb_lineno}", trace.tb_next
+    return {"error": type(error).__name__, "at": place}
 
 
 _TOO_SLOW: Final = (

@@ -24,7 +24,7 @@ from telemetry.identity import initialise_development, load_dead_letter_sealer, 
 from telemetry.intake import Intake, Taken
 from telemetry.parcel import Parcel
 from telemetry.policy import load_policy
-from telemetry.schema import Schemas
+from telemetry.rules import Schemas
 from tests.conftest import require
 
 NODE = Path(__file__).parent / "node"
