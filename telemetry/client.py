@@ -24,7 +24,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 from uuid import UUID
-from zoneinfo import ZoneInfo
 
 import msgspec
 
@@ -106,6 +105,7 @@ class Client:
         self.handover = Handover(
             destination,
             self._prepare,
+            warm=self._warm,
             name=service,
             max_events=max_events,
             max_bytes=max_bytes,
@@ -236,6 +236,10 @@ class Client:
         data["kind"] = entry.kind
         data.setdefault("event_id", _new_event_id())
         return msgspec.json.encode(data)
+
+    def _warm(self) -> None:
+        if self._scrub is None and self._edge is None and not self._refuses:
+            self._load()
 
     def _outcome(self, entry: Entry) -> Outcome | str | None:
         """Scrub; None if that is impossible here and the gateway may be trusted to do it."""
@@ -419,7 +423,10 @@ class _Copying:
 
 def _has_plain_zone(value: datetime) -> bool:
     """Tell whether asking for the offset runs only code of the standard library."""
-    return value.tzinfo is None or type(value.tzinfo) in (timezone, ZoneInfo)
+    kind = type(value.tzinfo)
+    # Importing zoneinfo costs as much as the rest of this package; who has one has imported it.
+    zoneinfo = sys.modules.get("zoneinfo")
+    return kind in (type(None), timezone, zoneinfo.ZoneInfo if zoneinfo else timezone)
 
 
 def _encoded(data: Any) -> bytes:
@@ -530,6 +537,7 @@ def init(  # noqa: PLR0913 - all of it optional but two
     )
     with _switching:
         former, _active = _active, client
+    client.handover.start()
     if former is None:
         atexit.register(_at_exit)
     else:

@@ -301,7 +301,7 @@ def _add_request(event: dict[str, Any]) -> None:
             details.setdefault(name, text)
     if (user_agent := request.user_agent) is not None:
         details.setdefault("headers", {}).setdefault("User-Agent", user_agent)
-    if (route := bounded_text(request.route)) is not None:
+    if (route := request.template) is not None:
         event["transaction"] = route
         event["transaction_info"] = {"source": "route"}
 
