@@ -395,7 +395,8 @@ class Policy:
     def digest(self) -> str:
         """SHA-256 over everything that decides what leaves: policy files and schemas, in hex."""
         total = hashlib.sha256()
-        for path in sorted([*self.folder.glob("*.toml"), *schemas_dir().glob("*.avsc")]):
+        files = [*self.folder.glob("*.toml"), *schemas_dir().glob("*.avsc")]
+        for path in sorted(files, key=lambda path: path.name):
             text = path.read_text("utf-8")
             data: Any = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
             canonical = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
