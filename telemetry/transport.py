@@ -459,12 +459,14 @@ class Handover:
         where = self.destination
         if request.lane == "events":
             path, body = "/v1/events", b"\n".join(request.bodies) + b"\n"
+            credentials = {"Authorization": f"Bearer {where.key}"}
         else:
             path, body = f"/api/{where.project}/envelope/", request.bodies[0]
+            credentials = {"X-Sentry-Auth": f"Sentry sentry_version=7, sentry_key={where.key}"}
         headers = {
             "Content-Type": _CONTENT_TYPES[request.lane],
             "User-Agent": self._agent,
-            "X-Sentry-Auth": f"Sentry sentry_version=7, sentry_key={where.key}",
+            **credentials,
         }
         if len(body) > _GZIP_FROM_BYTES:
             body = gzip.compress(body, 1, mtime=0)

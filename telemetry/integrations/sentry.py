@@ -168,7 +168,6 @@ def connect(client: Client) -> None:
         "environment": client.environment,
         "release": client.release,
         # What would never be sent is not even collected.
-        "send_default_pii": False,
         "include_local_variables": False,
         "max_request_body_size": "never",
         "enable_backpressure_handling": False,
