@@ -356,6 +356,14 @@ def test_a_wrong_keyword_is_an_error_in_development(in_development: Kept) -> Non
         telemetry.track("board opened", acount=42)  # type: ignore[call-arg]
 
 
+def test_a_wrong_keyword_of_init_is_an_error_in_development(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client_module, "_active", None)
+    with pytest.raises(ConfigError, match="'relase'"):
+        telemetry.init(service="s", environment="development", relase="1")  # type: ignore[call-arg]
+
+
 def test_a_wrong_keyword_is_left_out_and_counted_in_production(kept: Kept) -> None:
     telemetry.track("board opened", account=42, acount=43)  # type: ignore[call-arg]
     with telemetry.request(account=1, nonsense=2):  # type: ignore[call-arg]
