@@ -1,4 +1,4 @@
-"""An application, sentry-sdk and the SDK as they are, against an endpoint that records the bytes."""
+"""An application, sentry-sdk and the SDK as they are, against a server that records the bytes."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def fail(error: Exception) -> str | None:
     local = PLANTED["local"]
     number, nothing, names = len(local), None, [local]
     try:
-        raise error
+        raise error  # noqa: TRY301 - the frame is the point
     except Exception:  # noqa: BLE001 - as applications do
         return telemetry.capture_exception()
     finally:
@@ -134,7 +134,8 @@ def test_an_error_stays_debuggable(flow: RecordingGateway) -> None:
     (value,) = event["exception"]["values"]
     frame = value["stacktrace"]["frames"][-1]
     assert (value["type"], value["value"]) == ("KeyError", "'columns'")
-    assert (frame["function"], frame["context_line"].strip()) == ("fail", "raise error")
+    assert frame["function"] == "fail"
+    assert frame["context_line"].strip().startswith("raise error")
     assert frame["vars"] == {
         "error": "object",
         "local": "text",
@@ -286,7 +287,8 @@ def test_an_application_may_name_the_transport_itself(gateway: RecordingGateway)
         sentry_sdk.get_global_scope().set_client(None)
 
 
-def test_capturing_what_is_no_exception_does_nothing(flow: RecordingGateway) -> None:
+@pytest.mark.usefixtures("flow")
+def test_capturing_what_is_no_exception_does_nothing() -> None:
     assert telemetry.capture_exception() is None
     assert telemetry.capture_exception("no exception") is None  # type: ignore[arg-type]
     assert telemetry.stats()["rejected:no_exception"] == 2
@@ -295,7 +297,7 @@ def test_capturing_what_is_no_exception_does_nothing(flow: RecordingGateway) -> 
 def test_an_exception_that_cannot_be_printed_is_reported_all_the_same(
     flow: RecordingGateway,
 ) -> None:
-    class Unprintable(Exception):
+    class UnprintableError(Exception):
         def __str__(self) -> str:
             raise RuntimeError
 
@@ -307,8 +309,8 @@ def test_an_exception_that_cannot_be_printed_is_reported_all_the_same(
 
     evil = Evil()
     try:
-        raise Unprintable(evil)
-    except Unprintable:
+        raise UnprintableError(evil)  # noqa: TRY301 - the frame is the point
+    except UnprintableError:
         shown = telemetry.capture_exception()
     telemetry.flush(10)
     (event,) = flow.items("event")
@@ -320,7 +322,7 @@ async def test_asgi_requests_complete_their_events(flow: RecordingGateway) -> No
     class Route:
         path = "/boards/{board}"
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
+    async def app(scope: Any, _receive: Any, _send: Any) -> None:
         await asyncio.sleep(0)
         scope["route"] = Route()
         telemetry.track("board opened")
@@ -361,7 +363,7 @@ def test_wsgi_requests_complete_their_events(flow: RecordingGateway) -> None:
         def close(self) -> None:
             closed.append(current() is not None)
 
-    def app(environ: dict[str, Any], start_response: Any) -> Any:
+    def app(_environ: dict[str, Any], _start: Any) -> Any:
         request = current()
         assert request is not None
         request.account, request.route = 42, "/boards/{board}"
@@ -385,7 +387,7 @@ def test_wsgi_requests_complete_their_events(flow: RecordingGateway) -> None:
 
 def run(code: str, *arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
     begun_at = time.monotonic()
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: S603 - our own interpreter, our own words
         [sys.executable, "-c", textwrap.dedent(code), *arguments],
         capture_output=True,
         text=True,

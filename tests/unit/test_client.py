@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
+import datetime as dt
 import decimal
 import enum
 import itertools
@@ -131,7 +131,7 @@ class EvilInt(int):
     __index__ = __add__ = __int__  # type: ignore[assignment]
 
 
-class EvilZone(datetime.tzinfo):
+class EvilZone(dt.tzinfo):
     def utcoffset(self, _: Any) -> Never:
         raise RuntimeError
 
@@ -173,8 +173,8 @@ HOSTILE: list[Callable[[], Any]] = [
     lambda: math.inf,
     lambda: decimal.Decimal("sNaN"),
     lambda: decimal.Decimal("1e999999"),
-    lambda: datetime.datetime(2026, 1, 1, tzinfo=EvilZone()),
-    lambda: datetime.datetime.now(datetime.UTC),
+    lambda: dt.datetime(2026, 1, 1, tzinfo=EvilZone()),
+    lambda: dt.datetime.now(dt.UTC),
     lambda: uuid.UUID(int=1),
     lambda: Colour.RED,
     lambda: {Evil(): Evil()},
@@ -351,7 +351,8 @@ async def _advance(generator: Iterator[int]) -> None:
     next(generator)
 
 
-def test_a_wrong_keyword_is_an_error_in_development(in_development: Kept) -> None:
+@pytest.mark.usefixtures("in_development")
+def test_a_wrong_keyword_is_an_error_in_development() -> None:
     with pytest.raises(ConfigError, match=r"track\(\) has no argument 'acount'. It takes: event,"):
         telemetry.track("board opened", acount=42)  # type: ignore[call-arg]
 
@@ -477,7 +478,7 @@ def test_importing_loads_the_standard_library_and_msgspec_only() -> None:
         "import sys; before = set(sys.modules); import telemetry; "
         "print(*{n.partition('.')[0] for n in set(sys.modules) - before}, sep='\\n')"
     )
-    run = subprocess.run(
+    run = subprocess.run(  # noqa: S603 - our own interpreter, our own words
         [sys.executable, "-S", "-c", f"import sys; sys.path[:0] = {sys.path!r}; {code}"],
         capture_output=True, text=True, check=True, cwd=ROOT,
     )  # fmt: skip
@@ -511,7 +512,7 @@ spent.sort()
 print(spent[2000], spent[3960])
 telemetry.shutdown(0)
 """
-    run = subprocess.run(
+    run = subprocess.run(  # noqa: S603 - our own interpreter, our own words
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     p50, p99 = map(float, run.stdout.split())
