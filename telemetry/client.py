@@ -22,7 +22,7 @@ from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import msgspec
 
@@ -222,7 +222,8 @@ class Client:
             return _envelope(_ITEM_TYPES[entry.kind], raw, event_id)
         data = msgspec.json.decode(event) if data is None else data
         data["kind"] = entry.kind
-        data.setdefault("event_id", _new_event_id())
+        # Given here, so that it stays the same however often the event is sent.
+        data.setdefault("event_id", uuid4().hex)
         return msgspec.json.encode(data)
 
     def _warm(self) -> None:
@@ -320,12 +321,6 @@ def _envelope(item_type: str, payload: bytes, event_id: str) -> bytes:
     header = {"event_id": event_id} if event_id and item_type == "event" else {}
     item = {"type": item_type, "length": len(payload)}
     return b"\n".join((msgspec.json.encode(header), msgspec.json.encode(item), payload, b""))
-
-
-def _new_event_id() -> str:
-    from telemetry.edge import uuid7_hex  # noqa: PLC0415 - loaded by now
-
-    return uuid7_hex()
 
 
 # Copying foreign values ---------------------------------------------------------------------------

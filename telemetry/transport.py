@@ -8,6 +8,7 @@ does.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import gzip
 import os
@@ -267,7 +268,9 @@ class Handover:
         ``dropped:own_thread`` and whatever else never reached the queue stand beside that equation.
         """
         with self._lock:
-            return {**self._counts, "pending": self._events}
+            counts = {**self._counts, "pending": self._events}
+        counts.pop("finished", None)
+        return counts
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until all that was queued before is handed over or dropped; tell whether it is."""
@@ -287,7 +290,8 @@ class Handover:
                     self._fruitless_s += timeout_s
                 self._hurried = False
                 return False
-            self._wake.put(None) if self._sleeping else None
+            if self._sleeping:
+                self._wake.put(None)
             time.sleep(0.005)
         self._hurried = False
         return True
@@ -347,8 +351,8 @@ class Handover:
             self._thread_id = 0
 
     def _loop(self) -> None:
-        with self._preparing:
-            self._warm()
+        with self._preparing, contextlib.suppress(Exception):
+            self._warm()  # what fails here fails again with the first entry, and is counted there
         if self._taken:
             # A thread died over this one; it must not kill the next.
             self._finish([len(self._taken.popleft().raw)], "dropped:thread_died")

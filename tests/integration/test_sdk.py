@@ -412,6 +412,26 @@ def test_two_lines_are_enough(gateway: RecordingGateway) -> None:
     assert (event["event"], event["account"]) == ("board opened", 42)
 
 
+def test_without_re2_the_gateway_on_this_host_scrubs_alone(gateway: RecordingGateway) -> None:
+    code = """
+        import sys
+        sys.modules["re2"] = None
+        import telemetry
+        telemetry.init(service="flow", environment="production", url=sys.argv[1])
+        with telemetry.request(route="/b", headers={"User-Agent": "x"}, account=42):
+            telemetry.track("board opened")
+            telemetry.capture_message("hello")
+        assert telemetry.flush(10), telemetry.stats()
+        print(telemetry.stats()["handed_over"])
+    """
+    done, _ = run(code, gateway.url)
+    assert (done.returncode, done.stdout) == (0, "2\n")
+    assert done.stderr == "re2 cannot be imported: the gateway scrubs alone.\n"
+    assert gateway.events[0]["account"] == 42
+    assert len(gateway.events[0]["event_id"]) == 32
+    assert gateway.items("event")[0]["user"]["id"] == 42
+
+
 def test_leaving_with_a_dead_gateway_takes_two_seconds_and_says_nothing() -> None:
     code = """
         import atexit, time
