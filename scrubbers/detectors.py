@@ -357,7 +357,7 @@ _TOKEN = re.compile(
 )
 
 
-def _lint(expression: str, *, is_anchor: bool) -> None:  # noqa: C901, PLR0912 -- one piece a branch
+def _lint(expression: str, *, is_anchor: bool) -> None:
     """Refuse what is slow, leaks over the separator, or fails beside other scripts.
 
     Raises:

@@ -15,9 +15,10 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, Protocol
 
 from scrubbers.address import AddressProfile, truncate_ip
+from scrubbers.detectors import Detectors
 from scrubbers.known_values import KnownValues
 from scrubbers.model import AddressError, Remark, Scrubbed
-from scrubbers.text import Detectors, Numbering, redact_text
+from scrubbers.text import Numbering, redact_text
 from scrubbers.time import coarsen_time
 from scrubbers.url import reduce_url
 from scrubbers.user_agent import reduce_user_agent
@@ -333,6 +334,8 @@ def _shape(raw: bytes) -> str:
         return own
     if text in (b"", b"''", b'\\"\\"', b"[]", b"{}", b"()"):
         return "empty"
+    if text == b"[Filtered]":  # what sentry-sdk writes for a name it knows
+        return "text"
     return _WORDS.get(text) or _REPR_BY_FIRST.get(text[0], "text")
 
 
@@ -395,15 +398,19 @@ def _redact(contract: Any, rules: Rules, ledger: Ledger) -> None:
     detectors = rules.treatments.detectors
     joined = SEPARATOR.join(texts)
     known = KnownValues(ledger.known) if ledger.known else None
+    suspicious = detectors.gate(joined)
+    named = known is not None and known.found_in(joined)
     # A text that holds the separator itself could hide where it ends.
-    if (
-        not detectors.gate(joined)
-        and (known is None or not known.found_in(joined))
-        and joined.count(SEPARATOR) == len(texts) - 1
-    ):
+    torn = joined.count(SEPARATOR) != len(texts) - 1
+    if not (suspicious or named or torn):
         return
     numbering = Numbering()
     for owner, key, text, path, tail in rules.slots(contract, ()):
+        if not torn and not (
+            (suspicious and detectors.gate(text))
+            or (named and known is not None and known.found_in(text))
+        ):
+            continue
         redacted, remarks = redact_text(text, detectors, known=known, numbering=numbering)
         if not remarks:
             continue

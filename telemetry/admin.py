@@ -102,7 +102,7 @@ class Admin:
             ),
         }
         return web.Response(
-            body=exposition(await runner.books(), gauges),
+            body=exposition(await runner.books(), gauges, dict(runner.seen)),
             headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
         )
 

@@ -26,13 +26,13 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """A section of the file. A key that is not declared here is refused."""
 
 
-class PolicySection(_Section):
+class PolicySection(_Section, frozen=True):
     """Attributes: path: Folder of another policy than the shipped one."""
 
     path: str = ""
 
 
-class GatewaySection(_Section):
+class GatewaySection(_Section, frozen=True):
     """How the gateway takes requests.
 
     Attributes:
@@ -45,7 +45,7 @@ class GatewaySection(_Section):
     events_per_minute: Annotated[int, msgspec.Meta(ge=1)] = 600_000
 
 
-class BrokerSection(_Section):
+class BrokerSection(_Section, frozen=True):
     """Where the log is.
 
     Attributes:
@@ -62,7 +62,7 @@ class BrokerSection(_Section):
     quota_mib: Annotated[int, msgspec.Meta(ge=16)] = 4096
 
 
-class Project(_Section):
+class Project(_Section, frozen=True):
     """One application that may send.
 
     Attributes:
@@ -74,7 +74,7 @@ class Project(_Section):
     tenant: str
 
 
-class RecipientSettings(_Section):
+class RecipientSettings(_Section, frozen=True):
     """Address and credentials of one recipient; which of them it needs, its sink says.
 
     Attributes:
@@ -91,7 +91,7 @@ class RecipientSettings(_Section):
         return "RecipientSettings(…)"
 
 
-class Settings(_Section):
+class Settings(_Section, frozen=True):
     """Everything an operator may set.
 
     Attributes:

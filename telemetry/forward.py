@@ -345,40 +345,37 @@ class Forwarder:
     async def _bisect(self, suspects: list[_Task]) -> None:
         """Find what a recipient refuses among deliveries that it refused together.
 
-        One request per halving: the half that was set aside rides along with the next test, and
-        what a passing test leaves over needs no test of its own. One bad delivery among n costs at
-        most log2(n) + 2 further requests. If the answer to a test is something else than yes or
-        no, everything not settled goes back to the ordinary loop.
+        One request per halving: what a passing test leaves over is known to hold the bad one, and
+        the half beside a failing test is set aside and sent in one piece at the end. One bad
+        delivery among n costs at most log2(n) + 2 further requests. If a test has no verdict,
+        everything not settled goes back to the ordinary loop.
         """
         aside: list[list[_Task]] = []
-        while suspects:
+        while len(suspects) > 1:
             half = len(suspects) // 2
-            test = suspects[:half] if half else suspects
-            riders = [task for part in aside for task in part] if half else []
-            verdict = await self._test([*test, *riders])
+            test, beside = suspects[:half], suspects[half:]
+            verdict = await self._test(test)
             if verdict is None:
                 return
-            if not half:
-                break
-            if verdict:
-                suspects, aside = suspects[half:], []
+            if verdict and not any(task.final[0] == "dead" for task in test):
+                suspects = beside
             else:
-                aside.append(suspects[half:])
-                suspects = [task for task in test if not task.final[0]]
-        # More than one was bad if the rest does not pass: then part by part.
-        rest = [task for part in aside for task in part if not task.final[0]]
+                aside.append(beside)
+                suspects = self._pending(test)
+        if suspects and await self._test(suspects) is None:
+            return
+        rest = [task for part in aside for task in part]
         if not rest or await self._test(rest) is not False:
             return
         if len(aside) == 1:
-            await self._bisect(rest)
+            await self._bisect(self._pending(rest))
             return
-        for part in aside:
-            left = [task for task in part if not task.final[0]]
-            verdict = await self._test(left) if left else True
+        for part in reversed(aside):  # more than one was bad
+            verdict = await self._test(part)
             if verdict is None:
                 return
-            if not verdict and len(left) > 1:
-                await self._bisect([task for task in left if not task.final[0]])
+            if not verdict:
+                await self._bisect(self._pending(part))
 
     async def _test(self, tasks: Sequence[_Task]) -> bool | None:
         """Send until there is a verdict. True: all are settled; False: refused together.

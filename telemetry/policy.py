@@ -44,14 +44,14 @@ class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A table of a policy file. A key that is not declared here is refused."""
 
 
-class Safeguard(_Table):
+class Safeguard(_Table, frozen=True):
     """Transfer tool of Chapter V GDPR and the day on which somebody last checked it."""
 
     tool: str
     checked: str
 
 
-class Purpose(_Table):
+class Purpose(_Table, frozen=True):
     """Why telemetry is processed.
 
     Attributes:
@@ -73,7 +73,7 @@ class Purpose(_Table):
     consent: bool = False
 
 
-class RateLimit(_Table):
+class RateLimit(_Table, frozen=True):
     """A documented limit: `events` in `period_s` seconds, for `each` identity or for all."""
 
     events: Annotated[int, msgspec.Meta(ge=1)]
@@ -82,7 +82,7 @@ class RateLimit(_Table):
     kinds: list[str] = []
 
 
-class Recipient(_Table):
+class Recipient(_Table, frozen=True):
     """Who receives telemetry. A sink exists because a recipient names it.
 
     Attributes:
@@ -117,44 +117,44 @@ class Recipient(_Table):
     rates: list[RateLimit] = []
 
 
-class _RetentionClass(_Table):
+class _RetentionClass(_Table, frozen=True):
     period: str
     source: str
 
 
-class _Retention(_Table):
+class _Retention(_Table, frozen=True):
     ceiling: str
     class_: dict[str, _RetentionClass] = msgspec.field(name="class")
 
 
-class Pseudonym(_Table):
+class Pseudonym(_Table, frozen=True):
     """One sort of identifier: where its ids come from and what a valid one looks like."""
 
     namespace: Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9:._-]{0,60}$")]
     profile: Literal["integer", "uuid", "opaque", "nocase", "email"]
 
 
-class _TruncateIp(_Table):
+class _TruncateIp(_Table, frozen=True):
     profile: str
 
 
-class _Treatments(_Table):
+class _Treatments(_Table, frozen=True):
     truncate_ip: _TruncateIp
     coarsen_time: dict[str, Annotated[int, msgspec.Meta(ge=1, le=86400)]]
 
 
-class _AddressProfile(_Table):
+class _AddressProfile(_Table, frozen=True):
     source: str
     v4_bits: Annotated[int, msgspec.Meta(ge=0, le=24)] = 0
     v6_bits: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
     drop: bool = False
 
 
-class _Addresses(_Table):
+class _Addresses(_Table, frozen=True):
     profile: dict[_Name, _AddressProfile]
 
 
-class Property(_Table):
+class Property(_Table, frozen=True):
     """What one property of an analytics event or user may hold."""
 
     type: Literal["enum", "integer", "number", "boolean", "object", "text"]
@@ -164,22 +164,22 @@ class Property(_Table):
     reason: str = ""
 
 
-class _UserProperties(_Table):
+class _UserProperties(_Table, frozen=True):
     properties: dict[str, Property]
 
 
-class _Controller(_Table):
+class _Controller(_Table, frozen=True):
     name: str
     address: str
     product: str
 
 
-class _Notice(_Table):
+class _Notice(_Table, frozen=True):
     version: str
     title: str
 
 
-class _ControllerFile(_Table):
+class _ControllerFile(_Table, frozen=True):
     controller: _Controller
     dpo: dict[str, str]
     authority: dict[str, str]
@@ -395,7 +395,8 @@ class Policy:
     def digest(self) -> str:
         """SHA-256 over everything that decides what leaves: policy files and schemas, in hex."""
         total = hashlib.sha256()
-        for path in sorted([*self.folder.glob("*.toml"), *schemas_dir().glob("*.avsc")]):
+        files = [*self.folder.glob("*.toml"), *schemas_dir().glob("*.avsc")]
+        for path in sorted(files, key=lambda path: path.name):
             text = path.read_text("utf-8")
             data: Any = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
             canonical = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -20,8 +20,8 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from scrubbers.detectors import Detectors
 from scrubbers.engine import KEY, Ledger, Path, Slot, Treatments
-from scrubbers.text import Detectors
 from telemetry.errors import DecodeError, SchemaError
 from telemetry.policy import Policy, Property
 from telemetry.schema import LONGEST_INT, Field, Record, load_records
@@ -66,7 +66,8 @@ def _input_type(entry: Field, types: Mapping[str, type]) -> tuple[Any, Any]:
     if "list" in entry.accept:
         inner = entry.record.fields[0].record
         assert inner is not None  # noqa: S101 - checked when the record was read
-        return nested | list[types[inner.name]] | None, None  # type: ignore[misc]
+        item: Any = types[inner.name]
+        return nested | list[item] | None, None
     return nested | None, None
 
 
@@ -367,8 +368,8 @@ class CompiledRules:
         self.recheck: Callable[[Any, Path, Ledger], None] = namespace[f"recheck_{record.name}"]
         self.slots: Callable[[Any, Path], Iterator[Slot]] = namespace[f"slots_{record.name}"]
         self.encode: Callable[[Any], bytes] = msgspec.json.Encoder().encode
-        self._decode = msgspec.json.Decoder(inputs[record.name]).decode
-        self._reread = msgspec.json.Decoder(contracts[record.name]).decode
+        self._decode: Callable[[bytes], Any] = msgspec.json.Decoder(inputs[record.name]).decode
+        self._reread: Callable[[bytes], Any] = msgspec.json.Decoder(contracts[record.name]).decode
 
     def decode(self, raw: bytes, ledger: Ledger) -> Any:
         """Read foreign JSON: by type, or leaf by leaf where the type does not fit.
@@ -486,7 +487,7 @@ class Schemas:
         if by_event is None:
             raise DecodeError("unknown_kind")
         try:
-            name = _decode_name(raw).event
+            name: Any = _decode_name(raw).event
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             data = strict_json(raw)
             name = data.get("event") if isinstance(data, dict) else None

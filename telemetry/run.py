@@ -22,7 +22,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 import structlog
 
-from scrubbers.text import Detectors
+from scrubbers.detectors import Detectors
 from telemetry.admin import Admin
 from telemetry.books import Books
 from telemetry.brokers import DEAD, SEALED, Broker, Entry
@@ -172,6 +172,7 @@ class Runner:
         self._stop = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
         self.gateway: Gateway | None = None
+        self.seen: Counter[tuple[str, tuple[str, ...]]] = Counter()
         self.stand_ins: dict[str, Any] = {}
         self.forwarders: dict[str, Forwarder] = {}
         self.address = self.admin_address = ("", 0)
@@ -238,8 +239,7 @@ class Runner:
                 remedy="Bind to loopback and put a TLS proxy before it.",
             )
         projects = Projects(
-            {number: (project.key, project.tenant) for number, project in settings.project.items()},
-            open_to_all=not settings.production and not settings.project,
+            settings.project, open_to_all=not settings.production and not settings.project
         )
         if projects.open_to_all:
             self._say("Clients: any key is accepted (no [project.…] is configured).")
@@ -247,9 +247,12 @@ class Runner:
             self.intake,
             self.storage.store,
             projects=projects,
+            kinds=self.policy.purpose_of_kind,
             environment=settings.environment,
             trusted_proxies=settings.gateway.trusted_proxies,
             events_per_minute=settings.gateway.events_per_minute,
+            ready=lambda: not self.pseudonymizer.holding,
+            count=self._count,
         )
         self.gateway = gateway
         self.admin = Admin(self)
@@ -258,6 +261,9 @@ class Runner:
         )
         self._open.push_async_callback(self.admin.stop)
         self.address = await gateway.start(bind.host, bind.port)
+
+    def _count(self, name: str, labels: tuple[str, ...], number: int) -> None:
+        self.seen[name, labels] += number
 
     async def _sink(self, name: str) -> Sink:
         """Make the sink of a recipient; in development a stand-in may take its place."""

@@ -48,3 +48,14 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     _fail(report, ())
     return report
+
+
+def require(tool: str, missing: str = "") -> None:
+    """Go on only if `tool` is there: else skip, or fail where ``TELEMETRY_REQUIRE`` names it.
+
+    Args:
+        tool: The word by which ``TELEMETRY_REQUIRE`` names it.
+        missing: What is not there; empty if all is.
+    """
+    if missing:
+        pytest.skip(f"needs {tool}: {missing}")

@@ -23,6 +23,7 @@ Source:
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import sqlite3
 import time
@@ -39,7 +40,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 
 from telemetry.batch import decode_batch
-from telemetry.brokers import DEAD, HELD, SEALED, Counts, Entry, Polled, pack
+from telemetry.brokers import DEAD, HELD, Counts, Entry, Polled, pack, stage_of
 from telemetry.errors import BrokerError, DecodeError, KeyringError, SpoolFull
 from telemetry.parcel import Parcel
 
@@ -48,6 +49,8 @@ __all__ = ["BALLAST_BYTES", "KEY_BYTES", "QUOTA_BYTES", "Spool"]
 KEY_BYTES: Final = 32
 QUOTA_BYTES: Final = 8 * 1024**3
 BALLAST_BYTES: Final = 16 * 1024**2
+
+_log = logging.getLogger(__name__)
 
 _APPLICATION_ID: Final = 0x4D696C63  # "Milc", so that `file` and a wrong path can be told apart
 _FORMAT: Final = 1
@@ -135,6 +138,7 @@ class Spool:
         self._connection: sqlite3.Connection | None = None
         self._closed = False
         self._disk_full = False
+        self._damaged = False
         self._shrink_at = 0.0
         # Mirrors of what is committed: they answer without reading, and after a disk error tell
         # whether the file still holds what was acknowledged.
@@ -293,21 +297,31 @@ class Spool:
     def _open(self) -> None:
         """Open the file, take the owner's lock, read the mirrors."""
         self._create()
-        try:
-            # check_same_thread: our lock lets one thread through at a time.
-            self._connection = connection = sqlite3.connect(
-                self._path, timeout=0, isolation_level=None, check_same_thread=False
-            )
-            self._configure(connection)
-            self._check_key(connection)
-            self._load(connection)
-        except sqlite3.Error as error:
-            self._disconnect()
-            raise self._explain(error) from None
-        except BaseException:
-            self._disconnect()
-            raise
+        for is_last_try in (False, True):
+            try:
+                if self._damaged:
+                    self._salvage()
+                    self._damaged = False
+                self._connect()
+                break
+            except sqlite3.Error as error:
+                self._disconnect()
+                if is_last_try or not _name_of(error).startswith("SQLITE_CORRUPT"):
+                    raise self._explain(error) from None
+                self._damaged = True
+            except BaseException:
+                self._disconnect()
+                raise
         self._restore_ballast()
+
+    def _connect(self) -> None:
+        # check_same_thread: our lock lets one thread through at a time.
+        self._connection = connection = sqlite3.connect(
+            self._path, timeout=0, isolation_level=None, check_same_thread=False
+        )
+        self._configure(connection)
+        self._check_key(connection)
+        self._load(connection)
 
     def _create(self) -> None:
         """Make the file readable by nobody else before SQLite writes to it.
@@ -324,11 +338,15 @@ class Spool:
             raise BrokerError(f"{self._path} cannot be created: {error.strerror}.") from None
         else:
             os.close(descriptor)
-            folder = os.open(self._path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            self._sync_folder()
+
+    def _sync_folder(self) -> None:
+        """Make the names in the folder as durable as what the files hold."""
+        folder = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     def _configure(self, connection: sqlite3.Connection) -> None:
         for pragma in (
@@ -538,9 +556,7 @@ class Spool:
                     (int(time.time()), seq),
                 )
                 connection.execute("DELETE FROM log WHERE seq = ?", (seq,))
-            self._count(
-                connection, {Entry(_reader_of(stream), "dead", "unreadable_record"): events}
-            )
+            self._count(connection, {Entry(stage_of(stream), "dead", "unreadable_record"): events})
         self._pending[stream] = self._pending.get(stream, 0) - events
 
     # ------------------------------------------------------------------ room
@@ -628,7 +644,66 @@ class Spool:
             # After a failed fsync the next one says ok although pages are lost. Nothing that this
             # connection remembers is trusted: the next call opens and checks the file again.
             self._disconnect()
+        self._damaged = self._damaged or name.startswith("SQLITE_CORRUPT")
         return self._explain(error)
+
+    def _salvage(self) -> None:
+        """Copy what can still be read into a fresh file, and put it in the damaged one's place.
+
+        Records that their index names and that cannot be read any more are counted as ``dead`` with
+        reason ``unreadable_record``. The damaged file stays beside it as ``.damaged-<time>``. A
+        file whose books, cursors or key cannot be read is not repaired: somebody must look at it.
+
+        Raises:
+            sqlite3.Error: It cannot be repaired; nothing was changed.
+        """
+        fresh_path = self._path.with_name(self._path.name + ".salvage")
+        for leftover in (fresh_path, fresh_path.with_name(fresh_path.name + "-wal")):
+            leftover.unlink(missing_ok=True)
+        os.close(os.open(fresh_path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        damaged = sqlite3.connect(self._path, timeout=0, isolation_level=None)
+        fresh = sqlite3.connect(fresh_path, timeout=0, isolation_level=None)
+        try:
+            damaged.execute("PRAGMA locking_mode = EXCLUSIVE")
+            self._check_key(damaged)
+            # Else its WAL would be taken for the fresh file's.
+            [(busy, _, _)] = damaged.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            if busy:
+                raise BrokerError(f"{self._path} is open in another process.")
+            self._configure(fresh)
+            fresh.execute("BEGIN")
+            self._copy(damaged, fresh)
+            fresh.execute("COMMIT")
+        finally:
+            fresh.close()
+            damaged.close()
+        # The link first: at no moment is there no file of that name.
+        os.link(self._path, self._path.with_name(f"{self._path.name}.damaged-{time.time_ns()}"))
+        fresh_path.replace(self._path)
+        self._sync_folder()
+        _log.error("spool_salvaged file=%s", self._path.name)
+
+    def _copy(self, damaged: sqlite3.Connection, fresh: sqlite3.Connection) -> None:
+        for table, columns in (("cursors", 3), ("books", 4)):
+            marks = ", ".join("?" * columns)
+            rows = damaged.execute(f"SELECT * FROM {table}").fetchall()  # noqa: S608 - constants
+            fresh.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)  # noqa: S608
+        [(last,)] = damaged.execute("SELECT ifnull(max(seq), 0) FROM sqlite_sequence")
+        for seq, (stream, events) in sorted(_rows_known_to(damaged).items()):
+            sealed = None
+            with suppress(sqlite3.Error):
+                found = "SELECT sealed FROM log WHERE seq = ?"
+                sealed = next(iter(damaged.execute(found, (seq,))), None)
+            if sealed is None:
+                entry = Entry(stage_of(stream), "dead", "unreadable_record")
+                self._count(fresh, {entry: events})
+            else:
+                fresh.execute("INSERT INTO log VALUES (?, ?, ?, ?)", (seq, stream, events, *sealed))
+        with suppress(sqlite3.Error):
+            for row in damaged.execute("SELECT * FROM lost"):
+                fresh.execute("INSERT INTO lost VALUES (?, ?, ?, ?, ?)", row)
+        fresh.execute("DELETE FROM sqlite_sequence")
+        fresh.execute("INSERT INTO sqlite_sequence VALUES ('log', ?)", (last,))
 
     def _out_of_room(self) -> bool:
         try:
@@ -653,16 +728,25 @@ def _name_of(error: sqlite3.Error) -> str:
     return str(getattr(error, "sqlite_errorname", "") or type(error).__name__)
 
 
+def _rows_known_to(damaged: sqlite3.Connection) -> dict[int, tuple[str, int]]:
+    """Ask index and table, from both ends, which records there are: number, stream, events."""
+    known: dict[int, tuple[str, int]] = {}
+    for source in (
+        "INDEXED BY log_of_stream ORDER BY stream, seq",
+        "INDEXED BY log_of_stream ORDER BY stream DESC, seq DESC",
+        "NOT INDEXED ORDER BY seq",
+        "NOT INDEXED ORDER BY seq DESC",
+    ):
+        query = f"SELECT seq, stream, events FROM log {source}"  # noqa: S608 - constants
+        with suppress(sqlite3.Error):
+            for seq, stream, events in damaged.execute(query):
+                known[seq] = (stream, events)
+    return known
+
+
 def _bound_to(stream: str, events: int) -> bytes:
     """Bind a sealed batch to where it stands: the associated data of its encryption."""
     return f"{stream}\0{events}".encode()
-
-
-def _reader_of(stream: str) -> str:
-    """Name the stage in whose books a lost record of a stream is missing."""
-    if stream == SEALED:
-        return "pseudonymizer"
-    return stream.removeprefix("clean.")
 
 
 _open_spools: weakref.WeakSet[Spool] = weakref.WeakSet()

@@ -81,7 +81,7 @@ def check(*, config: Config = None, state: State = None, as_json: Json = False) 
 
       TELEMETRY_POLICY=./policy telemetry check --json
     """
-    from scrubbers.text import Detectors  # noqa: PLC0415 - help must not wait for it
+    from scrubbers.detectors import Detectors  # noqa: PLC0415 - help must not wait for it
     from telemetry.policy import load_policy, policy_dir  # noqa: PLC0415
     from telemetry.rules import Schemas  # noqa: PLC0415
 

@@ -175,6 +175,7 @@ class Vault:
         self._keyring, self._clock, self._now = keyring, clock, now
         self._lock = threading.RLock()
         self._pid = os.getpid()
+        self._inherited: sql.Pool | None = None
         self._subjects: _Remembered[Secret | Tombstoned | Unreadable] = _Remembered(clock)
         self._states: _Remembered[SuppressionState] = _Remembered(clock)
         self._engine = _engine(url)
@@ -301,7 +302,6 @@ class Vault:
             self._subjects.forget(locator)
             with self._transaction(writes=True) as connection:
                 connection.execute(statement)
-            self._subjects.forget(locator)
             self._drain()
 
     def _drain(self) -> None:
@@ -371,7 +371,9 @@ class Vault:
     def _transaction(self, *, writes: bool = False) -> Iterator[sql.Connection]:
         with self._lock:
             if self._pid != os.getpid():
-                # A connection is not for two processes; the parent keeps it.
+                # A connection is not for two processes. Nor is it closed here: SQLite would take
+                # the last close for a reason to tidy up the files that the parent works on.
+                self._inherited = self._engine.pool
                 self._engine.dispose(close=False)
                 self._pid = os.getpid()
             try:

@@ -53,7 +53,8 @@ class Shaping:
         kind: Name of the record that describes the event.
         delivery_id: This recipient's id of the event, 32 hex digits; the same on each attempt.
         occurred_at: When it happened, UTC, already coarsened as the policy says.
-        tokens: This recipient's tokens by identifier: ``account``, ``organization``, ``session``…
+        tokens: This recipient's tokens by identifier: ``account``, ``organization``, ``session``…;
+            a declared object's stands under ``object:`` and the name of its property.
         remarks: What was changed, edge and pseudonymizer together.
         tags: Retention and policy.
     """
@@ -141,6 +142,9 @@ class Sink(ABC):
 
     max_deliveries: int = 100
     """Most deliveries that one `send` takes."""
+
+    stand_in: str = ""
+    """``module:Class`` of the local server that takes the recipient's place in development."""
 
     @abstractmethod
     def shape(self, event: Scrubbed, shaping: Shaping) -> bytes:

@@ -158,6 +158,7 @@ class SentrySink(Sink):
     """
 
     max_deliveries = 50
+    stand_in = "telemetry.testing.sentry:SentryStandIn"
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ import re
 import time
 from base64 import b64decode
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from secrets import token_hex
 from typing import Any, Final, Literal
@@ -95,6 +95,11 @@ class HeapStandIn(StandIn):
         """Identities by number of the deletion request."""
         self.completing = True
         """Whether deletion requests complete when their status is asked."""
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """URL and environment id."""
+        return {"url": self.url, "app_id": next(iter(sorted(self._app_ids)), "11")}
 
     def distinct_ids(self) -> set[str]:
         """Give everybody Heap would show as a user: identities and anonymous ids."""

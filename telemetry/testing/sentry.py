@@ -141,6 +141,11 @@ class SentryStandIn(StandIn):
         """Events dropped because their id was known."""
 
     @property
+    def settings(self) -> Mapping[str, str]:
+        """DSN of the first project."""
+        return {"dsn": self.dsn}
+
+    @property
     def dsn(self) -> str:
         """DSN of the first project."""
         project = next(iter(self._projects))

@@ -250,3 +250,4 @@ class SinkConformance(ABC):
             (outcome,) = self.exchange(there, self.deliveries(there, 1))
             assert time.monotonic() - begun < self.deadline_s
             assert outcome == Delivered()
+            assert there.answered_bytes < 2**25  # what fits into buffers on the way

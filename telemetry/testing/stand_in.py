@@ -122,6 +122,8 @@ class StandIn(ABC):
         self.port = port
         self.violations: list[str] = []
         self.requests: list[Request] = []
+        self.answered_bytes = 0
+        """How much of long bodies (`fail(size=...)`) a client has let us write."""
         self._faults: list[_Fault] = []
         self._announced: list[tuple[dict[str, str], int | None]] = []
         self._lock = threading.RLock()
@@ -134,6 +136,11 @@ class StandIn(ABC):
     def url(self) -> str:
         """Base address, without a trailing slash."""
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    @abstractmethod
+    def settings(self) -> Mapping[str, str]:
+        """What a sink must be given to reach this server: its keyword arguments."""
 
     @abstractmethod
     def answer(self, request: Request) -> Reply:
@@ -312,8 +319,25 @@ class StandIn(ABC):
         if fault is not None and fault.drop and incoming.transport is not None:
             incoming.transport.abort()
         if fault is not None and (fault.size or fault.byte_s):
-            return await _trickle(incoming, reply, fault)
+            return await self._trickle(incoming, reply, fault)
         return web.Response(status=reply.status, body=reply.body, headers=_typed(reply))
+
+    async def _trickle(
+        self, incoming: web.BaseRequest, reply: Reply, fault: _Fault
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(status=reply.status, headers=_typed(reply))
+        await response.prepare(incoming)
+        left = fault.size
+        with contextlib.suppress(ConnectionError):
+            while left > 0:
+                await response.write(_CHUNK[:left])
+                left -= len(_CHUNK)
+                self.answered_bytes += len(_CHUNK)
+            for byte in reply.body:
+                await asyncio.sleep(fault.byte_s)
+                await response.write(bytes((byte,)))
+            await response.write_eof()
+        return response
 
     def _decide(self, request: Request, *, readable: bool) -> tuple[Reply, _Fault | None]:
         """Record, look for a fault, apply the rules: one request at a time, so counts are exact."""
@@ -350,21 +374,6 @@ def _typed(reply: Reply) -> dict[str, str]:
     given = {name.lower() for name in reply.headers}
     plain = {} if "content-type" in given else {"Content-Type": "application/json"}
     return {**plain, **reply.headers}
-
-
-async def _trickle(incoming: web.BaseRequest, reply: Reply, fault: _Fault) -> web.StreamResponse:
-    response = web.StreamResponse(status=reply.status, headers=_typed(reply))
-    await response.prepare(incoming)
-    left = fault.size
-    with contextlib.suppress(ConnectionError):
-        while left > 0:
-            await response.write(_CHUNK[:left])
-            left -= len(_CHUNK)
-        for byte in reply.body:
-            await asyncio.sleep(fault.byte_s)
-            await response.write(bytes((byte,)))
-        await response.write_eof()
-    return response
 
 
 def inflate(raw: bytes, encoding: str, limit: int) -> bytes | None:

@@ -6,6 +6,7 @@ import itertools
 import logging
 import os
 import random
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -153,6 +154,46 @@ def test_outputs_sent_again_after_a_crash_are_read_once(
     assert sorted(drained(second, HEAP, "heap")) == [0, 1, 2, 200, 201, 202]
     assert second.books() == {ONE: 6, DONE: 6}
     assert second.pending() == {}
+
+
+def finish_until_killed(broker: KafkaBroker, working: int) -> None:
+    while True:
+        polled = broker.poll(SEALED, GROUP, 64)
+        broker.finish(polled, {HEAP: polled.parcels}, {DONE: len(polled.parcels)})
+        os.write(working, b".")
+
+
+def test_kill_9_loses_nothing_and_the_books_and_the_next_reader_are_exact(
+    open_broker: Opener,
+) -> None:
+    broker = open_broker()
+    chance = random.Random(7)  # noqa: S311 - moments of death, no secret
+    for start in range(0, 600, 2):
+        broker.append(SEALED, [make_parcel(start), make_parcel(start + 1)], {ONE: 2})
+    moved = [0]
+    for _ in range(8):
+        heard, working = os.pipe()
+        child = os.fork()
+        if not child:
+            try:
+                finish_until_killed(broker, working)
+            finally:
+                os._exit(1)
+        os.close(working)
+        assert os.read(heard, 1) == b"."  # ends at once if the child fails
+        os.close(heard)
+        time.sleep(chance.uniform(0, 0.1))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+        moved.append(broker.books().get(DONE, 0))
+        assert broker.pending().get(SEALED, 0) == 600 - moved[-1]
+    assert len(set(moved)) > 3, "the children died too early or too late to prove anything"
+    while (polled := broker.poll(SEALED, GROUP, 64)).parcels:
+        broker.finish(polled, {HEAP: polled.parcels}, {DONE: len(polled.parcels)})
+    assert sorted(drained(broker, HEAP, "heap")) == list(range(600))
+    assert broker.books() == {ONE: 600, DONE: 600}
+    assert broker.pending() == {}
 
 
 def test_a_repeat_that_follows_a_finished_origin_is_stepped_over(

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import sqlite3
 import stat
@@ -263,6 +264,85 @@ def test_a_record_moved_to_another_stream_or_recounted_does_not_open(
     spool = open_spool()
     assert list(spool.poll(clean("heap"), "heap", 10).parcels) == []
     assert spool.lost() == 4
+
+
+def pages_of_records(path: Path) -> list[int]:
+    """List pages that are leaves of a table with numbered rows, or overflow; no roots."""
+    connection = sqlite3.connect(path)
+    roots = {page for (page,) in connection.execute("SELECT rootpage FROM sqlite_schema")}
+    connection.close()
+    raw = path.read_bytes()
+    leaf, overflow = 0x0D, 0x00
+    numbers = range(1, len(raw) // 4096 + 1)
+    return [n for n in numbers if raw[(n - 1) * 4096] in {leaf, overflow} and n not in {1, *roots}]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_with_pages_destroyed_it_goes_on_with_what_can_be_read_and_counts_the_rest(
+    open_spool: Opener, tmp_path: Path, seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    chance = random.Random(seed)  # noqa: S311 - which pages, no secret
+    spool = open_spool()
+    for n in range(400):
+        spool.append(SEALED, [make_parcel(n, body=os.urandom(chance.choice((40, 9000))))], {ONE: 1})
+    polled = spool.poll(SEALED, GROUP, 30)
+    spool.finish(polled, {}, {DONE: 30})
+    spool.close()
+    path = tmp_path / "spool.db"
+    pages = pages_of_records(path)
+    with path.open("r+b") as file:
+        for page in chance.sample(pages, 8):
+            file.seek((page - 1) * 4096)
+            file.write(os.urandom(4096))
+    found: list[int] = []
+    refusals = 0
+    spool = open_spool()
+    while refusals < 3:
+        try:
+            polled = spool.poll(SEALED, GROUP, 7)
+            if not polled.parcels:
+                break
+            spool.finish(polled, {}, {DONE: len(polled.parcels)})
+            found += [int(p.event_id, 16) for p in polled.parcels]
+        except BrokerError:
+            refusals += 1
+    assert refusals <= 1
+    assert found == sorted(set(found))
+    assert 300 < len(found) < 370
+    books = spool.books()
+    dead = books[Entry("pseudonymizer", "dead", "unreadable_record")]
+    assert books[ONE] == 400 == books[DONE] + dead
+    assert books[DONE] == 30 + len(found)
+    assert spool.pending() == {}
+    spool.append(SEALED, [make_parcel(1000)], {ONE: 1})
+    assert drain_numbers(spool) == [1000]
+    assert bool(list(tmp_path.glob("spool.db.damaged-*"))) == ("spool_salvaged" in caplog.text)
+
+
+def drain_numbers(spool: Spool) -> list[int]:
+    return [int(p.event_id, 16) for p in BrokerConformance.drain(spool, SEALED, GROUP)]
+
+
+def test_without_its_books_a_damaged_file_is_refused_and_left_alone(
+    open_spool: Opener, tmp_path: Path
+) -> None:
+    spool = open_spool()
+    spool.append(SEALED, [make_parcel(0)], {ONE: 1})
+    spool.close()
+    path = tmp_path / "spool.db"
+    connection = sqlite3.connect(path)
+    [(page,)] = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'books'")
+    connection.close()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * 4096)
+        file.write(os.urandom(4096))
+    before = path.read_bytes()[4096:]  # the first page counts changes
+    spool = open_spool()
+    for _ in range(2):
+        with pytest.raises(BrokerError, match="damaged"):
+            spool.append(SEALED, [make_parcel(1)], {ONE: 1})
+    assert path.read_bytes()[4096:] == before
+    assert not list(tmp_path.glob("spool.db.damaged-*"))
 
 
 def test_a_torn_wal_loses_only_what_was_never_acknowledged(

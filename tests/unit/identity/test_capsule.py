@@ -172,6 +172,22 @@ def test_a_capsule_for_a_key_that_is_gone_says_so(tmp_path: Path, sealer: Sealer
         Opener(other).open(sealer.seal(PEOPLE, **BOUND), **BOUND)
 
 
+def test_an_opener_learns_of_a_key_that_was_added_while_it_runs(
+    ring: Keyring, tmp_path: Path
+) -> None:
+    opener = Opener(ring)
+    initialise_development(tmp_path / "other")
+    added = json.loads((tmp_path / "other" / "keys" / "keyset.json").read_bytes())["keys"][0]
+    path = tmp_path / "keys" / "keyset.json"
+    document = json.loads(path.read_bytes())
+    document["keys"].append(added | {"state": "PRE_ACTIVE"})
+    path.write_text(json.dumps(document), "utf-8")
+    other = Keyring.load(tmp_path / "other" / "keys" / "keyset.json", environment="development")
+    key = other.primary("seal")
+    sealed = Sealer(key.public, key.kid).seal(PEOPLE, **BOUND)
+    assert opener.open(sealed, **BOUND) == tuple(PEOPLE)
+
+
 def test_an_opener_forgets_session_keys_when_their_key_is_disabled(
     ring: Keyring, sealer: Sealer, tmp_path: Path
 ) -> None:

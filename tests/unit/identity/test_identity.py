@@ -30,6 +30,7 @@ from telemetry.identity import (
     check,
     epoch_ms,
     initialise_development,
+    load_dead_letter_sealer,
 )
 from telemetry.identity.keyring import Secret
 from telemetry.identity.vault import CACHE_S
@@ -171,6 +172,14 @@ def test_an_erased_account_takes_its_sessions_devices_and_memberships_with_it(
     assert not set(before.values()) & set(alone.tokens(ANALYTICS, NOW).values())
 
 
+def test_a_session_cannot_be_joined_across_its_log_in(identity: Identity, sealer: Sealer) -> None:
+    events = [sealed(sealer, SESSION), sealed(sealer, ACCOUNT, SESSION), sealed(sealer, SESSION)]
+    before, during, after = (
+        resolved(identity, event).tokens(ANALYTICS, NOW)["session"] for event in events
+    )
+    assert before == after != during
+
+
 def test_an_object_belongs_to_the_organization_that_is_named_with_it(
     identity: Identity, sealer: Sealer
 ) -> None:
@@ -271,6 +280,22 @@ def test_a_secret_that_cannot_be_read_parks_its_events_only(
 def test_production_refuses_a_development_state(state: Path) -> None:
     with pytest.raises(KeyringError):
         Identity.open(state, environment="production")
+
+
+def test_nothing_starts_where_hpke_fails_its_self_test(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> None:
+        raise KeyringError("HPKE")
+
+    monkeypatch.setattr("telemetry.identity.self_test", fails)
+    for start in (
+        lambda: Identity.open(state, environment="development"),
+        lambda: Identity.sealer(state),
+        lambda: load_dead_letter_sealer(state / "keys" / "public.json"),
+    ):
+        with pytest.raises(KeyringError, match="HPKE"):
+            start()
 
 
 def test_a_gateway_seals_with_nothing_but_the_public_file(state: Path, tmp_path: Path) -> None:

@@ -318,12 +318,17 @@ def test_what_is_remembered_has_a_bound(opened: Opened, monkeypatch: pytest.Monk
 def test_a_forked_child_uses_a_connection_of_its_own(opened: Opened) -> None:
     vault = opened()
     made = vault.secrets([A])
+    with vault._engine.connect() as connection:
+        parents = connection.connection.driver_connection
     child = os.fork()
     if child == 0:
         status = 1
         try:
             vault._subjects.clear()
             status = 0 if vault.secrets([A, B])[A] == made[A] else 2
+            with vault._engine.connect() as connection:
+                if connection.connection.driver_connection is parents:
+                    status = 3
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

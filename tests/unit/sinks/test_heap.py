@@ -115,6 +115,15 @@ class TestEvents(Suite):
         )
         assert (reply.status, there.violations) == (200, [])
 
+    @pytest.mark.parametrize(
+        ("kind", "longest"), [("analytics_event", 1023), ("user_properties", 255)]
+    )
+    def test_a_text_is_cut_to_what_heap_keeps(self, kind: str, longest: int) -> None:
+        sink = HeapSink(url="https://heapanalytics.com", app_id="11")
+        raw = json.dumps({"event": "e", "properties": {"note": "ä" * 2000}}).encode()
+        body = json.loads(sink.shape(Scrubbed(raw), replace(self.shaping(), kind=kind)))
+        assert body["properties"]["note"] == "ä" * longest
+
     def test_one_bad_event_splits_a_request_and_is_refused_alone(self) -> None:
         with self.stand_in() as heap:
             good = self.deliveries(heap, 2)

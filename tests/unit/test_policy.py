@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from telemetry.errors import ConfigError, PolicyError, SchemaError
+from telemetry.policy import Policy, PolicyRegister, load_policy, schemas_dir
+from telemetry.schema import load_records
+
+NOW = datetime(2026, 11, 22, tzinfo=UTC)
+
+
+@pytest.fixture
+def edited(tmp_path: Path) -> Callable[[str, str, str], Path]:
+    def edit(file: str, old: str, new: str) -> Path:
+        folder = tmp_path / "schemas"
+        shutil.copytree(schemas_dir(), folder, dirs_exist_ok=True)
+        path = folder / file
+        text = path.read_text("utf-8")
+        assert old in text
+        path.write_text(text.replace(old, new, 1), "utf-8")
+        return folder
+
+    return edit
+
+
+# What is changed, and the remedy an operator must read beside file and line.
+REFUSED = [
+    ("recipients.toml", 'retention = "P90D"', 'retention = "P13M"', "P12M or less"),
+    ("recipients.toml", 'epoch = "quarter"', 'epoch = "weekly"', "Correct it"),
+    ("recipients.toml", '["error-logging"]', '["errors"]', "Use one of"),
+    ("recipients.toml", 'compensation = "', 'comment = "', "Correct it"),
+    ("retention.toml", 'ceiling = "P12M"', 'ceiling = "P24M"', "P12M or less"),
+    ("retention.toml", 'period = "P12M"', 'period = "P13M"', "P12M or less"),
+    ("purposes.toml", 'retention = "12m"', 'retention = "13m"', "Use one of: 12m"),
+    ("purposes.toml", '"error_event", ', '"analytics_event", ', "remove one"),
+    ("events.toml", '{ type = "boolean" }', '{ typ = "boolean" }', "Correct it"),
+    ("events.toml", 'type = "text", reason', 'type = "text", values', "Correct it"),
+    ("treatments.toml", '"default"', '"nearly"', "Use one of: default, drop"),
+    ("treatments.toml", "[truncate_ip]", "[truncate_ip", "Correct the syntax"),
+    ("pseudonyms.toml", '"integer"', '"number"', "Correct it"),
+]
+
+
+@pytest.mark.parametrize(("file", "old", "new", "remedy"), REFUSED)
+def test_a_policy_that_cannot_be_enforced_stops_the_start_with_its_line(
+    edited: Callable[[str, str, str], Path], file: str, old: str, new: str, remedy: str
+) -> None:
+    shipped = (schemas_dir() / "policy" / file).read_text("utf-8")
+    line = shipped.count("\n", 0, shipped.index(old)) + 1
+    folder = edited(f"policy/{file}", old, new) / "policy"
+    with pytest.raises(PolicyError) as caught:
+        load_policy(folder)
+    assert caught.value.path == folder / file
+    assert caught.value.line == line
+    assert remedy in str(caught.value)
+
+
+def test_a_missing_file_stops_the_start(edited: Callable[[str, str, str], Path]) -> None:
+    folder = edited("policy/retention.toml", "ceiling", "ceiling") / "policy"
+    (folder / "retention.toml").unlink()
+    with pytest.raises(PolicyError, match="missing"):
+        load_policy(folder)
+
+
+ANNOTATIONS = [
+    ('"treatment": "keep", "format": "hex", "role"', '"format": "hex", "role"', "no privacy"),
+    (', "privacy": {"class": "free_text", "treatment": "redact_text"}', "", "no privacy"),
+    ('"class": "technical"', '"class": "harmless"', "unknown class 'harmless'"),
+    ('"treatment": "redact_text"', '"treatment": "mask"', "unknown treatment 'mask'"),
+    ('"treatment": "redact_text"', '"treatment": "keep"', "kept as it is"),
+    ('"treatment": "strip"', '"treatment": "keep"', "has treatment 'keep' and type 'null'"),
+    ('"format": "level"', '"format": "loud"', "unknown format 'loud'"),
+    ('"kind": "account"', '"kinds": "account"', "unknown annotation 'kinds'"),
+    ('"accept": ["text"]', '"accept": ["any"]', "unknown accept 'any'"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "says"), ANNOTATIONS)
+def test_a_field_that_is_not_annotated_soundly_stops_the_start_with_its_line(
+    edited: Callable[[str, str, str], Path], old: str, new: str, says: str
+) -> None:
+    folder = edited("error_event.avsc", old, new)
+    before = (schemas_dir() / "error_event.avsc").read_text("utf-8")
+    line = before.count("\n", 0, before.index(old)) + 1
+    with pytest.raises(SchemaError) as caught:
+        load_records(folder)
+    assert says in str(caught.value)
+    assert caught.value.path == folder / "error_event.avsc"
+    assert caught.value.line == line
+
+
+def test_every_single_annotation_is_needed(edited: Callable[[str, str, str], Path]) -> None:
+    folder = edited("session.avsc", '"name"', '"name"')
+    for path in sorted(folder.glob("*.avsc")):
+        text = path.read_text("utf-8")
+        for number in range(text.count('"privacy"')):
+            parts = text.split('"privacy"')
+            broken = (
+                '"privacy"'.join(parts[: number + 1])
+                + '"privaci"'
+                + '"privacy"'.join(parts[number + 1 :])
+            )
+            path.write_text(broken, "utf-8")
+            with pytest.raises(SchemaError, match="no privacy annotation"):
+                load_records(folder)
+        path.write_text(text, "utf-8")
+
+
+def test_the_digest_changes_with_every_file_and_not_with_its_layout(
+    edited: Callable[[str, str, str], Path],
+) -> None:
+    shipped = load_policy().digest
+    same = edited("policy/addresses.toml", "[profile.default]", "# remark\n\n[profile.default]")
+    assert load_policy(same / "policy").digest == shipped
+    other = edited("policy/treatments.toml", "default = 1", "default = 2")
+    assert load_policy(other / "policy").digest != shipped
+
+
+def test_nobody_receives_what_needs_a_sink_that_does_not_exist() -> None:
+    policy = load_policy()
+    assert policy.recipients_of("marketing") == []
+    assert policy.recipients_of("error-logging") == ["sentry"]
+    assert policy.recipients_of("product-analytics") == ["heap"]
+
+
+def test_a_register_accepts_live_and_superseded_policies_and_never_a_revoked_one(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "policies.ndjson"
+    register = PolicyRegister(path)
+    register.enter("a", "live", NOW)
+    register.enter("b", "live", NOW)
+    assert register.accepts("a")
+    register.enter("a", "revoked", NOW)
+    again = PolicyRegister(path)
+    assert (again.accepts("a"), again.accepts("b"), again.accepts("c")) == (False, True, False)
+    with pytest.raises(ConfigError, match="revoked"):
+        again.enter("a", "live", NOW)
+
+
+def test_a_policy_says_nothing_when_it_is_shown() -> None:
+    assert "Düsseldorf" not in repr(Policy(schemas_dir() / "policy"))
