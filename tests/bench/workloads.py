@@ -25,7 +25,7 @@ from sentry_sdk.integrations.logging import LoggingIntegration
 from sentry_sdk.integrations.wsgi import SentryWsgiMiddleware
 from sentry_sdk.transport import Transport
 
-__all__ = ["SIZES", "WORKLOADS", "build"]
+__all__ = ["SIZES", "WORKLOADS", "analytics_event", "build"]
 
 WORKLOADS: Final = ("A", "B8", "B40")
 SIZES: Final = {
@@ -81,7 +81,7 @@ def build(name: str, *, pii: bool) -> list[bytes]:
     """
     chance = random.Random(f"{_SEED}{name}{pii}")  # noqa: S311 - events must be the same each time
     if name == "A":
-        events = [_analytics(chance, n, pii=pii) for n in range(_NUMBER[name])]
+        events = [analytics_event(chance, n, pii=pii) for n in range(_NUMBER[name])]
     else:
         events = [_error(chance, deep=name == "B40", pii=pii) for _ in range(_NUMBER[name])]
     raw = [json.dumps(event, separators=(",", ":")).encode() for event in events]
@@ -102,7 +102,7 @@ def _address(chance: random.Random) -> str:
     return f"{chance.choice(_NETS)}.{chance.randrange(1, 255)}"
 
 
-def _analytics(chance: random.Random, number: int, *, pii: bool) -> dict[str, Any]:
+def analytics_event(chance: random.Random, number: int, *, pii: bool) -> dict[str, Any]:
     """Make a page's event: two declared properties, the rest as browser libraries add it."""
     remark = f"{_sentence(chance, 8)}."
     if pii:
