@@ -15,6 +15,7 @@ import json
 import logging
 import smtplib
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from pathlib import Path
@@ -130,8 +131,8 @@ class Flow:
         known = {p.api_token: p.account for p in self._members[person.organization.number].values()}
         if form["token"] in known and person.account:
             raise ForbiddenError(
-                f"Authorization: Bearer {form['token']} expired; client {person.ipv6}, "
-                f"organization {person.organization.id}"
+                f"Authorization: Bearer {form['token']} expired for account {person.account}, "
+                f"client {person.ipv6}"
             )
         return {}
 
@@ -274,7 +275,7 @@ class PlainSentry(_Web):
     ) -> str:
         """Serve, telling Sentry who it is for, as its documentation proposes."""
         scope = sentry_sdk.get_isolation_scope()
-        scope.set_transaction_name(route, source="route")
+        sentry_sdk.get_current_scope().set_transaction_name(route, source="route")
         scope.set_user(
             {
                 "id": str(person.account),
@@ -353,8 +354,6 @@ def main(arguments: list[str]) -> int:
     app: Any = web if client == "sdk" else SentryWsgiMiddleware(web)
     with make_server("127.0.0.1", 0, app, _Server, _Quiet) as server:
         print(server.server_port, flush=True)  # noqa: T201 - how the demo learns of it
-        import threading  # noqa: PLC0415
-
         threading.Thread(target=server.serve_forever, daemon=True).start()
         sys.stdin.read()
         server.shutdown()

@@ -36,7 +36,7 @@ _MISTAKES: Final = (
 )
 _UNKNOWN_TO_SDK: Final = frozenset(("mention", "comment"))
 _APP_MISTAKES, _WORKER_MISTAKES, _BOARDS, _TASKS = 4, 7, 6, 3
-_BULK_EVENTS, _BULK = 30, 100
+_BULK_EVENTS, _BULK = 100, 200
 _AT_ONCE: Final = 4
 _START_S: Final = 30.0
 _FINISH_S: Final = 40.0
@@ -187,6 +187,7 @@ def _visit(port: int, person: Person, action: str) -> str | None:
     else:
         body = json.dumps(form).encode()
     headers = {
+        "Host": "flow.example",
         "Content-Type": "application/json",
         "Cookie": f"flow_session={person.session}; theme=dark",
         "Authorization": f"Bearer {person.api_token}",

@@ -16,16 +16,48 @@ from typing import Final
 
 __all__ = ["Organization", "Person", "Project", "World"]
 
-_GIVEN: Final = (
-    "Jördis Ansgar Wiebke Lorenz Henrike Gesine Valentin Thorben Roswitha Ekkehard "
-    "Friederike Leopold Swantje Bartholomä Irmgard Konstantin Mechthild Ruprecht Sieglinde Tjark"
-).split()
-_FAMILY: Final = (
-    "Falkenried Osterwald Brückmann Sonnleitner Wiesengrund Hollerbach Achterberg Dünnwald "
-    "Rabenstein Kirschbaum Mühlenbrock Niederlein Pfefferkorn Quendel Schönfelder Tannhäuser"
-).split()
-_STREETS: Final = "Ahornstieg Buchenkamp Deichgraben Erlengrund Fliederweg Ginsterpfad".split()  # noqa: SIM905
-_TRADES: Final = "Bäckerei Gärtnerei Kanzlei Schreinerei Hebammenpraxis Druckerei".split()  # noqa: SIM905
+_GIVEN: Final = [
+    "Jördis",
+    "Ansgar",
+    "Wiebke",
+    "Lorenz",
+    "Henrike",
+    "Gesine",
+    "Valentin",
+    "Thorben",
+    "Roswitha",
+    "Ekkehard",
+    "Friederike",
+    "Leopold",
+    "Swantje",
+    "Bartholomä",
+    "Irmgard",
+    "Konstantin",
+    "Mechthild",
+    "Ruprecht",
+    "Sieglinde",
+    "Tjark",
+]
+_FAMILY: Final = [
+    "Falkenried",
+    "Osterwald",
+    "Brückmann",
+    "Sonnleitner",
+    "Wiesengrund",
+    "Hollerbach",
+    "Achterberg",
+    "Dünnwald",
+    "Rabenstein",
+    "Kirschbaum",
+    "Mühlenbrock",
+    "Niederlein",
+    "Pfefferkorn",
+    "Quendel",
+    "Schönfelder",
+    "Tannhäuser",
+]
+_STREETS: Final = "Ahornstieg Buchenkamp Deichgraben Erlengrund Fliederweg Ginsterpfad".split()  # noqa: SIM905 - a list of words
+_TRADES: Final = "Bäckerei Gärtnerei Kanzlei Schreinerei Hebammenpraxis Druckerei".split()  # noqa: SIM905 - a list of words
 _NETS: Final = ("192.0.2", "198.51.100", "203.0.113")
 _LETTERS: Final = "bcdfghjklmnpqrstvwxz"
 
@@ -62,9 +94,20 @@ class Person:
     @property
     def planted(self) -> dict[str, str]:
         """Each value under a name that says whose and what it is."""
-        kinds = (
-            "name email username session ipv4 ipv6 phone iban card street password api_token"
-        ).split()
+        kinds = [
+            "name",
+            "email",
+            "username",
+            "session",
+            "ipv4",
+            "ipv6",
+            "phone",
+            "iban",
+            "card",
+            "street",
+            "password",
+            "api_token",
+        ]
         values = {kind: str(getattr(self, kind)) for kind in kinds}
         values["account"] = str(self.account)
         values["birth date"] = self.birth_date
@@ -179,11 +222,11 @@ def _project(number: int, mark: str, draw: Random) -> Project:
         id=f"prj-{''.join(draw.choices(_LETTERS + '23456789', k=14))}",
         title=f"Umzug {mark} im Frühling",
         task=f"Kündigung von {who} ({mark}) vorbereiten",
-        comment=f"{who} ist seit Montag krank, bitte {mark} \"nicht\" anrufen!",
+        comment=f'{who} ist seit Montag krank, bitte {mark} "nicht" anrufen!',
     )
 
 
-def _person(  # noqa: PLR0913 - all by keyword but two
+def _person(
     number: int,
     name: str,
     *,
@@ -195,7 +238,7 @@ def _person(  # noqa: PLR0913 - all by keyword but two
 ) -> Person:
     given, family = name.split()
     mark = "".join(draw.choices(_LETTERS, k=5))
-    plain = family.lower().translate(str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss"}))
+    plain = family.lower().replace("ä", "ae").replace("ö", "oe").replace("ü", "ue")
     born = date(1950, 1, 1) + timedelta(days=number * 311 + draw.randrange(300))
     return Person(
         number=number,

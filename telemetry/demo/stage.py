@@ -101,8 +101,8 @@ class Pipeline:
                 return self
             time.sleep(_POLL_S)
         self._end()
-        said = self.output().decode("utf-8", "replace").strip()
-        raise ConfigError(f"the pipeline of the demo does not start. It said:\n{said}")
+        last_words = self.output().decode("utf-8", "replace").strip()
+        raise ConfigError(f"the pipeline of the demo does not start. It said:\n{last_words}")
 
     def __exit__(
         self,
@@ -198,7 +198,7 @@ class Evidence:
     @property
     def events_per_second(self) -> int:
         """Events taken, over the whole time until all were delivered."""
-        return round(self.books["events_in"] / self.seconds)
+        return round(int(self.books["events_in"]) / self.seconds)
 
 
 def perform(

@@ -75,9 +75,7 @@ class _Index:
 
     def hits(self, data: bytes) -> Iterator[_Needle]:
         by_gram = self._by_gram
-        for at in [
-            at for at in range(0, len(data), _STRIDE) if data[at : at + _GRAM] in by_gram
-        ]:
+        for at in [at for at in range(0, len(data), _STRIDE) if data[at : at + _GRAM] in by_gram]:
             for offset, needle in by_gram[data[at : at + _GRAM]]:
                 if at >= offset and data.startswith(needle.text, at - offset):
                     yield needle
@@ -134,7 +132,7 @@ class Leaks:
 
 def _folded_forms(value: str) -> Iterator[tuple[str, bytes]]:
     """Give encodings whose letters' case means nothing, in lower case."""
-    spellings = {value: "plain", value.replace(" ", ""): "without spaces"}
+    spellings = {value.replace(" ", ""): "without spaces", value: "plain"}
     for text, form in spellings.items():
         for folded in dict.fromkeys((text, text.lower(), text.upper())):
             raw = folded.encode()
