@@ -3,10 +3,13 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-PYTHON ?= $(firstword $(foreach v,3.14 3.13 3.12 3.11,$(shell python$(v) -c 'import venv, ensurepip; print("python$(v)")' 2>/dev/null)))
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# PYTHON=… and WORKERS=… may be given; SHORT=1 makes `bench` a quick gate.
+PYTHON ?=
+WORKERS ?= 2
+SHORT ?=
 
 .PHONY: help setup run test check bench lint types docs generate lock dist clean
 
@@ -15,26 +18,40 @@ help:
 	  'make run     set up and show the demo: real clients, real pipeline, stand-in recipients' \
 	  'make test    set up and run all tests' \
 	  'make check   lint, types, snippets in the papers, generated files' \
-	  'make bench   speed as ratios taken in one run (build/bench.json)' \
+	  'make bench   speed as ratios taken in one run (build/bench.json); SHORT=1: a quick gate' \
 	  'make setup   prepare .venv only' \
 	  'make lock    resolve requirements.lock again (needs uv)' \
-	  'make dist    sdist and wheel, each installed and started'
+	  'make dist    sdist and wheel, installed and started outside the checkout'
 
 setup: $(READY)
 
+# A changed lock makes the environment anew; a pyproject.toml that only looks newer costs seconds.
+# pip reads its own settings (index, proxy, certificates) as everywhere on this machine.
 $(READY): requirements.lock pyproject.toml
-	@if [ -z "$(PYTHON)" ]; then echo 'No python3.11 to python3.14 with venv found. On Debian: apt-get install python3 python3-venv' >&2; exit 1; fi
-	@echo "Preparing $(VENV) with $$($(PYTHON) --version)"
-	@$(PYTHON) -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@touch $@
+	@python=''; \
+	for candidate in $(or $(PYTHON),python3.14 python3.13 python3.12 python3.11 python3); do \
+	  if "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null; \
+	  then python="$$candidate"; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo 'No Python 3.11 to 3.14 that can make virtual environments was found.' >&2; \
+	  echo 'On Debian: apt-get install python3 python3-venv. Elsewhere: make setup PYTHON=/path/to/python3.12' >&2; \
+	  exit 1; \
+	fi; \
+	lock="$$($$python -c 'import hashlib; print(hashlib.sha256(open("requirements.lock", "rb").read()).hexdigest())')"; \
+	if [ "$$(cat $(READY) 2>/dev/null || true)" != "$$lock" ]; then \
+	  echo "Preparing $(VENV) with $$($$python --version)"; \
+	  "$$python" -m venv --clear $(VENV); \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock; \
+	fi; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; \
+	echo "$$lock" > $@
 
 run: $(READY)
 	@$(BIN)/telemetry demo
 
 test: $(READY)
-	@$(BIN)/python -m pytest -n $(or $(WORKERS),2) --dist loadgroup
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --ignore tests/docs
 
 check: lint types docs generate
 
@@ -52,13 +69,14 @@ generate: $(READY)
 	@$(BIN)/python -m telemetry.notice --check
 
 bench: $(READY)
-	@$(BIN)/python -m tests.bench
+	@$(BIN)/python -m tests.bench $(if $(SHORT),--short)
 
 lock:
+	@command -v uv >/dev/null || { echo 'make lock needs uv: pip install uv' >&2; exit 1; }
 	uv pip compile pyproject.toml --all-extras --universal --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links -o requirements.lock
 
 dist: $(READY)
 	@.ci/dist
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

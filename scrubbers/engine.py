@@ -334,6 +334,8 @@ def _shape(raw: bytes) -> str:
         return own
     if text in (b"", b"''", b'\\"\\"', b"[]", b"{}", b"()"):
         return "empty"
+    if text == b"[Filtered]":  # what sentry-sdk writes for a name it knows
+        return "text"
     return _WORDS.get(text) or _REPR_BY_FIRST.get(text[0], "text")
 
 

@@ -25,7 +25,8 @@ _REDACTED = "<redacted>"
 _TRUNCATED = b"<truncated>"
 # A value that begins before the cut is looked for this far behind it, so that no half of it stays.
 _LOOK_AHEAD_BYTES = 1_024
-_ROUNDS = 2
+# One rewrites, one takes up what the first brought to light, one finds nothing.
+_ROUNDS = 3
 
 
 class Numbering:
@@ -105,19 +106,12 @@ def redact_text(
             return (text if text.isascii() else _encodable(text)), ()
         known = None
     data = searchable(text).encode()
+    draft = _Draft(data, detectors, numbering or Numbering())
     try:
-        draft = _Draft(data, detectors, numbering or Numbering())
-        for _ in range(_ROUNDS):
-            if known is not None:
-                draft.apply_known(known)
-            if not draft.apply():
-                break
-        draft.trim()
-        clean = draft.is_clean() and (known is None or not draft.apply_known(known))
+        settled = draft.settle(known)
     except OverflowError:
-        clean = False
-        draft = None
-    if draft is None or not clean:
+        settled = False
+    if not settled:
         return (
             (text, ())
             if text == _REDACTED
@@ -156,6 +150,27 @@ class _Draft:
             for placeholder in detectors.placeholders(self.data):
                 numbering.reserve(placeholder)
 
+    def settle(self, known: KnownValues | None) -> bool:
+        """Rewrite until the finder finds nothing but placeholders. The post-condition.
+
+        Returns:
+            Whether it came to that.
+
+        Raises:
+            OverflowError: There is more to find than any message has.
+        """
+        for _ in range(_ROUNDS):
+            changed = known is not None and self.apply_known(known)
+            if not self.apply() and not changed:
+                break
+        else:
+            return False
+        # Cutting and placeholders beside other scripts can change what the finder sees.
+        if not self.trim() and self.data.isascii():
+            return True
+        self.data, seen = searchable(self.data.decode()).encode(), self.data
+        return self.data == seen and not self.apply()
+
     def apply_known(self, known: KnownValues) -> bool:
         """Replace known values; tell whether there were any."""
         spans = known.spans(self.data, self._detectors.placeholder_spans(self.data))
@@ -167,6 +182,8 @@ class _Draft:
     def apply(self) -> bool:
         """Replace what the detectors find, one detector after the other; tell whether any did."""
         changed = False
+        if not self._detectors.gate_bytes(self.data):
+            return False
         for row in list(self._detectors.candidates(self.data)):
             detector, spans = row.detector, []
             for start, end in self._detectors.find(row, self.data):
@@ -179,20 +196,10 @@ class _Draft:
                 self._replace(spans, detector.id)
         return changed
 
-    def is_clean(self) -> bool:
-        """Tell whether the finder finds nothing but placeholders. The post-condition."""
-        if not self._detectors.gate_bytes(searchable(self.data.decode()).encode()):
-            return True
-        data = searchable(self.data.decode()).encode()
-        return all(
-            next(self._detectors.find(row, data), None) is None
-            for row in self._detectors.candidates(data)
-        )
-
-    def trim(self) -> None:
-        """Cut what is too long, before a placeholder rather than through it."""
+    def trim(self) -> bool:
+        """Cut what is too long, before a placeholder rather than through it; tell whether so."""
         if not self._cut and len(self.data) <= MAX_FIELD_BYTES:
-            return
+            return False
         limit = MAX_FIELD_BYTES - len(_TRUNCATED)
         for start, end in self._detectors.placeholder_spans(self.data):
             if start < limit < end:
@@ -201,6 +208,7 @@ class _Draft:
         self.marks = [mark for mark in self.marks if mark[1] <= len(head)]
         self.marks.append((len(head), len(head) + len(_TRUNCATED), "truncated"))
         self.data = head + _TRUNCATED
+        return True
 
     def _replace(self, spans: Sequence[tuple[int, int, bytes]], rule: str) -> None:
         """Put placeholders in place of spans, which are sorted and apart, and move the marks."""

@@ -14,6 +14,7 @@ __all__ = ["reduce_url"]
 _CACHE_SIZE = 16_384
 _MAX_LENGTH = 2_048
 _MAX_SEGMENTS = 24
+_ROUNDS = 5
 
 # The expressions here have bounded repeats without nesting and see at most _MAX_LENGTH characters,
 # so that this module works where RE2 has no wheel.
@@ -109,7 +110,7 @@ _SLASH = r"(?:/|\\{1,4}|%2[Ff]|%5[Cc]|%252[Ff]|%255[Cc])"
 # Only at a root: src/users/list.js and views/home/index.py are code, and nobody's home.
 _ROOT = (
     rf"(?:^|[:!\s(\"'=,]{_SLASH}{{0,3}}|%3[Aa]|%253[Aa]|@fs|file://[^/]{{0,253}}"
-    rf"|\\\\\\\\[^\\\\/]{{1,64}}|{_SLASH}(?:var|export|usr|private|System/Volumes/Data|host)"
+    rf"|\\{{2,4}}[^\\/]{{1,64}}|{_SLASH}(?:var|export|usr|private|System/Volumes/Data|host)"
     rf"|{_SLASH}(?:mnt{_SLASH}|cygdrive{_SLASH})?[A-Za-z])"
 )
 _HOME = re.compile(
@@ -150,7 +151,15 @@ def reduce_url(url: str, *, keep_path: bool = False) -> str:
 
 @lru_cache(maxsize=_CACHE_SIZE)
 def _reduce(url: str, keep_path: bool) -> str:  # noqa: FBT001 -- behind the cache, called once
-    return _reduce_code_path(url) if keep_path else _reduce_location(url)
+    reduce = _reduce_code_path if keep_path else _reduce_location
+    # A part that was taken away can bring another form to light: `C:http://…`. Once it is settled
+    # no second pass, by another hop, can change it.
+    for _ in range(_ROUNDS):
+        reduced = reduce(url)
+        if reduced == url:
+            return reduced
+        url = reduced
+    return "<redacted>"
 
 
 def _reduce_location(url: str) -> str:

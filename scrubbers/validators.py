@@ -43,12 +43,17 @@ _CARD_BRAND = re.compile(
     rb"|62[0-9]{14,17}"  # UnionPay
     rb"|(?:5018|5020|5038|5893|6304|6759|676[1-3])[0-9]{8,15}"  # Maestro
 )
+# What stands where a value would, whether in quotes or not.
 _NO_VALUE = frozenset(
-    b"true false yes no null none nil undefined nan empty missing required invalid incorrect wrong"
-    b" expired unknown optional string str text bytes int integer boolean bool object array number"
-    b" redacted filtered removed hidden masked hash hashed encrypted default set unset not is was"
-    b" must should has have cannot can may will the a an and or for of in to does did are be too"
-    b" error failed failure mismatch changed reset length field parameter value".split()
+    b"true false yes no null none nil undefined nan empty string str bytes int integer boolean bool"
+    b" required redacted filtered removed hidden masked unset".split()
+)
+# How a sentence goes on after "password:".
+_PROSE = _NO_VALUE | frozenset(
+    b"missing invalid incorrect wrong expired unknown optional text object array number hash"
+    b" hashed encrypted default set unset not is was must should has have cannot can may will the"
+    b" a an and or for of in to does did are be too error failed failure mismatch changed reset"
+    b" length field value parameter".split()
 )
 _VARIABLE = re.compile(
     rb"\$\{?[A-Za-z_][A-Za-z0-9_.:-]*\}?|%\(?[A-Za-z_]*\)?[sdr]|\{\{?[A-Za-z0-9_. ]*\}?\}?"
@@ -56,8 +61,10 @@ _VARIABLE = re.compile(
 )
 _IDENTIFIER_PATH = re.compile(rb"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*")
 _NEXT_PAIR = re.compile(
-    rb"[,;)\]}]+(?=\s|\Z)|,(?=\s*[\"']?[A-Za-z_][A-Za-z0-9_.-]{0,40}[\"']?[=:])"
+    rb"[,;)\]}]+(?=\s|\Z)|%26|,(?=\s*[\"']?[A-Za-z_][A-Za-z0-9_.-]{0,40}[\"']?[=:])"
 )
+_PARSER_BEFORE = re.compile(rb"(?i)\b(?:unexpected|illegal) token: \Z")
+_DIRECTORY_BEFORE = re.compile(rb"(?i)\b(?:old)?pwd=\Z")
 _VERSION_BEFORE = re.compile(
     rb"(?i)(?:\bv|\bver(?:sion)?|\brelease|\bbuild|\brev(?:ision)?|\boid|\bassembly|\bfirmware)"
     rb"[\s\"'.=:/#-]{0,4}\Z"
@@ -263,7 +270,7 @@ def opaque(data: bytes, start: int, end: int) -> Span | None:
 
 
 def _is_opaque(value: bytes) -> bool:
-    if value.lower() in _NO_VALUE or _VARIABLE.fullmatch(value):
+    if value.lower() in _PROSE or _VARIABLE.fullmatch(value):
         return False
     if any(48 <= byte <= 57 for byte in value):  # noqa: PLR2004
         return True
@@ -284,7 +291,9 @@ def secret(data: bytes, start: int, end: int) -> Span | None:
         if (cut := _NEXT_PAIR.search(value)) and cut.start() > 0:
             value = value[: cut.start()]
         value = value.rstrip(b".,)]}") if len(value) > 1 else value
-    if not value or _VARIABLE.fullmatch(value) or value.lower() in _NO_VALUE:
+    if not value or _VARIABLE.fullmatch(value):
+        return None
+    if value.lower() in (_NO_VALUE if quoted else _PROSE):
         return None
     end = start + len(value)
     if not quoted and _is_code_or_prose(data, before, value, end):
@@ -300,6 +309,10 @@ def _is_code_or_prose(data: bytes, before: bytes, value: bytes, end: int) -> boo
         key = re.split(rb"[^A-Za-z0-9_]+", before.rstrip(b" =:\"'>"))[-1].lower()
         if key.endswith(value.rpartition(b".")[2].lower()):
             return True  # password=password, password=self.password
+    if _PARSER_BEFORE.search(before) and len(value) < 16:  # noqa: PLR2004
+        return True  # unexpected token: punc
+    if _DIRECTORY_BEFORE.search(before) and re.match(rb"/|[A-Za-z]:\\", value):
+        return True  # PWD=/srv/app
     if before.rstrip(b" ")[-1:] == b":" and value.isalpha() and value.islower():
         # After a colon a plain word with more plain words behind it is a sentence.
         return re.match(rb"[ ][A-Za-z]{1,20}(?:[ .,;!?]|\Z)", after) is not None

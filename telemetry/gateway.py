@@ -377,7 +377,7 @@ class Gateway:
         if self._server is None:
             _quiet_aiohttp()
             self._thread = ThreadPoolExecutor(1, "gateway")
-            self._server = _Server(self._handle, self._limits.head_s)
+            self._server = _Server(self._handle, self._refuse, self._limits.head_s)
         return self._server
 
     async def stop(self) -> None:
@@ -410,6 +410,8 @@ class Gateway:
             response = await self._respond(request, route, query)
         except Refusal as refusal:
             response = self._refuse(refusal)
+        except web.RequestPayloadError:
+            response = self._refuse(Refusal("not_http"))
         except ConnectionError:
             raise
         except Exception as error:  # noqa: BLE001 - the edge of the loop: nothing escapes to aiohttp
@@ -513,7 +515,8 @@ class Gateway:
         """Read the body as it comes; `_held` counts it until its request is answered.
 
         Raises:
-            Refusal: ``too_large``, ``too_slow``, ``busy``, ``empty_body``, ``not_http``.
+            Refusal: ``too_large``, ``too_slow``, ``busy``, ``empty_body``.
+            RequestPayloadError: Its chunks or its length are no HTTP.
         """
         content, most = request.content, self._limits.body_bytes
         if (request.content_length or 0) > most:
@@ -549,8 +552,6 @@ class Gateway:
                         raise Refusal("busy", retry_after_s=_RETRY_AFTER_S)
         except TimeoutError:
             raise Refusal("too_slow") from None
-        except web.RequestPayloadError:
-            raise Refusal("not_http") from None
         finally:
             self._held -= total
         return b"".join(pieces)
@@ -669,13 +670,19 @@ def _refusal_response(refusal: Refusal) -> web.Response:
 class _Protocol(web.RequestHandler):
     """aiohttp's connection, with a deadline for heads and without its words.
 
-    What it overrides of aiohttp is documented there as behaviour of the class but not as a public
-    interface; ``tests/unit/test_gateway_http.py`` fails if a new version changes it.
+    It leans on two attributes of aiohttp's class, ``_waiter`` and ``_messages``; the tests of the
+    deadlines fail if a new version changes what they mean.
     """
 
-    def __init__(self, manager: web.Server, head_s: float, **options: Any) -> None:
+    def __init__(
+        self,
+        manager: web.Server,
+        refuse: Callable[[Refusal], web.Response],
+        head_s: float,
+        **options: Any,
+    ) -> None:
         super().__init__(manager, **options)
-        self._head_s = head_s
+        self._refuse, self._head_s = refuse, head_s
         self._head_timer: asyncio.TimerHandle | None = None
 
     @property
@@ -689,8 +696,7 @@ class _Protocol(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        waiter = self._waiter
-        if self._messages or waiter is None or waiter.done():
+        if not self.idle:
             self._stop_head_timer()
         elif self._head_timer is None:
             self._start_head_timer()
@@ -710,8 +716,10 @@ class _Protocol(web.RequestHandler):
 
     def _head_too_slow(self) -> None:
         self._head_timer = None
-        if self.transport is not None:
-            self.transport.write(_TOO_SLOW)
+        body = self._refuse(Refusal("too_slow")).body
+        if self.transport is not None and isinstance(body, bytes):
+            # There is no request yet that aiohttp could answer.
+            self.transport.write(_TOO_SLOW % (len(body), body))
         self.force_close()
 
     def handle_error(
@@ -725,7 +733,7 @@ class _Protocol(web.RequestHandler):
         if request.writer.output_size > 0:
             raise ConnectionError
         code = "not_http" if status < 500 else "internal"  # noqa: PLR2004 - Internal Server Error
-        response = _refusal_response(Refusal(code))
+        response = self._refuse(Refusal(code))
         response.force_close()
         return response
 
@@ -739,10 +747,9 @@ class _Protocol(web.RequestHandler):
         _log.error("connection_failed", error=name)
 
 
-_DETAIL_SLOW: Final = msgspec.json.encode({"detail": Refusal("too_slow").detail, "causes": []})
 _TOO_SLOW: Final = (
     b"HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json\r\nConnection: close\r\n"
-    b"Content-Length: %d\r\n\r\n%s" % (len(_DETAIL_SLOW), _DETAIL_SLOW)
+    b"Content-Length: %d\r\n\r\n%s"
 )
 
 
@@ -750,14 +757,18 @@ class _Server(web.Server):
     """Makes our protocol for each connection."""
 
     def __init__(
-        self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], head_s: float
+        self,
+        handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+        refuse: Callable[[Refusal], web.Response],
+        head_s: float,
     ) -> None:
         super().__init__(handler)
-        self._head_s = head_s
+        self._refuse, self._head_s = refuse, head_s
 
     def __call__(self) -> web.RequestHandler:
         return _Protocol(
             self,
+            self._refuse,
             self._head_s,
             loop=self._loop,
             access_log=None,

@@ -20,7 +20,18 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from telemetry.batch import BATCH_PARCELS, encode_batches
 from telemetry.parcel import Parcel
 
-__all__ = ["DEAD", "HELD", "SEALED", "Broker", "Counts", "Entry", "Polled", "clean", "pack"]
+__all__ = [
+    "DEAD",
+    "HELD",
+    "SEALED",
+    "Broker",
+    "Counts",
+    "Entry",
+    "Polled",
+    "clean",
+    "pack",
+    "stage_of",
+]
 
 SEALED, DEAD, HELD = "sealed", "dead", "held"
 
@@ -32,6 +43,15 @@ def clean(recipient: str) -> str:
     'clean.heap'
     """
     return f"clean.{recipient}"
+
+
+def stage_of(stream: str) -> str:
+    """Name the stage that reads a stream: in its books a record of the stream is missing if lost.
+
+    >>> stage_of("sealed"), stage_of("clean.heap"), stage_of("dead")
+    ('pseudonymizer', 'heap', 'dead')
+    """
+    return "pseudonymizer" if stream == SEALED else stream.removeprefix("clean.")
 
 
 class Entry(NamedTuple):

@@ -50,7 +50,7 @@ import kafka
 from kafka.codec import has_zstd
 
 from telemetry.batch import decode_batch
-from telemetry.brokers import SEALED, Counts, Entry, Polled, pack
+from telemetry.brokers import SEALED, Counts, Entry, Polled, pack, stage_of
 from telemetry.errors import BrokerError, DecodeError
 from telemetry.parcel import Parcel
 
@@ -532,7 +532,7 @@ class KafkaBroker:
                     break
                 events = _events_of(record)
                 lost = {
-                    Entry(_reader_of(stream), "dead", "unreadable_record"): events,
+                    Entry(stage_of(stream), "dead", "unreadable_record"): events,
                     Entry(_FINISHED, stream): events,
                 }
                 self._commit(reader, place, record.offset + 1, Counter(lost), origin)
@@ -685,10 +685,6 @@ def _events_of(record: Any) -> int:
     """Read how many parcels a record that does not decode was said to hold; at least one."""
     events = _header(record, "events")
     return max(1, int(events)) if events.isdigit() and len(events) < len("1000") else 1
-
-
-def _reader_of(stream: str) -> str:
-    return "pseudonymizer" if stream == SEALED else stream.removeprefix("clean.")
 
 
 def _warn_of_gap(place: _Place, offset: int) -> None:

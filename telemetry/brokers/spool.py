@@ -40,7 +40,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 
 from telemetry.batch import decode_batch
-from telemetry.brokers import DEAD, HELD, SEALED, Counts, Entry, Polled, pack
+from telemetry.brokers import DEAD, HELD, Counts, Entry, Polled, pack, stage_of
 from telemetry.errors import BrokerError, DecodeError, KeyringError, SpoolFull
 from telemetry.parcel import Parcel
 
@@ -338,11 +338,15 @@ class Spool:
             raise BrokerError(f"{self._path} cannot be created: {error.strerror}.") from None
         else:
             os.close(descriptor)
-            folder = os.open(self._path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            self._sync_folder()
+
+    def _sync_folder(self) -> None:
+        """Make the names in the folder as durable as what the files hold."""
+        folder = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     def _configure(self, connection: sqlite3.Connection) -> None:
         for pragma in (
@@ -552,9 +556,7 @@ class Spool:
                     (int(time.time()), seq),
                 )
                 connection.execute("DELETE FROM log WHERE seq = ?", (seq,))
-            self._count(
-                connection, {Entry(_reader_of(stream), "dead", "unreadable_record"): events}
-            )
+            self._count(connection, {Entry(stage_of(stream), "dead", "unreadable_record"): events})
         self._pending[stream] = self._pending.get(stream, 0) - events
 
     # ------------------------------------------------------------------ room
@@ -678,6 +680,7 @@ class Spool:
         # The link first: at no moment is there no file of that name.
         os.link(self._path, self._path.with_name(f"{self._path.name}.damaged-{time.time_ns()}"))
         fresh_path.replace(self._path)
+        self._sync_folder()
         _log.error("spool_salvaged file=%s", self._path.name)
 
     def _copy(self, damaged: sqlite3.Connection, fresh: sqlite3.Connection) -> None:
@@ -692,7 +695,7 @@ class Spool:
                 found = "SELECT sealed FROM log WHERE seq = ?"
                 sealed = next(iter(damaged.execute(found, (seq,))), None)
             if sealed is None:
-                entry = Entry(_reader_of(stream), "dead", "unreadable_record")
+                entry = Entry(stage_of(stream), "dead", "unreadable_record")
                 self._count(fresh, {entry: events})
             else:
                 fresh.execute("INSERT INTO log VALUES (?, ?, ?, ?)", (seq, stream, events, *sealed))
@@ -744,13 +747,6 @@ def _rows_known_to(damaged: sqlite3.Connection) -> dict[int, tuple[str, int]]:
 def _bound_to(stream: str, events: int) -> bytes:
     """Bind a sealed batch to where it stands: the associated data of its encryption."""
     return f"{stream}\0{events}".encode()
-
-
-def _reader_of(stream: str) -> str:
-    """Name the stage in whose books a lost record of a stream is missing."""
-    if stream == SEALED:
-        return "pseudonymizer"
-    return stream.removeprefix("clean.")
 
 
 _open_spools: weakref.WeakSet[Spool] = weakref.WeakSet()

@@ -81,8 +81,8 @@ def _item(raw: bytes, kinds: Container[str]) -> tuple[bool, Item]:
             return False, fitting(_DEFAULT, raw)
         if not isinstance(data, dict):
             return False, fitting(_DEFAULT, raw)
-        word = data.get("kind") or _DEFAULT
-        kind = word if isinstance(word, str) else ""
+        word = data.get("kind")
+        kind = _DEFAULT if word in (None, "") else word if isinstance(word, str) else ""
     if kind not in kinds:
         return True, Item(_DEFAULT, refused="unknown_kind")
     return True, fitting(kind, raw)

@@ -30,6 +30,9 @@ _ERASED_AT_ONCE: Final = 10_000
 
 _TRACK, _USERS = "analytics_event", "user_properties"
 
+# Path, name of the list, and whether it takes updates of users (else events).
+_CALLS: Final = (("track", "events", False), ("add_user_properties", "users", True))
+
 # `id` in any casing clashes with a name of Heap's own; `email` would fill the built-in Email.
 _RESERVED: Final = frozenset({"id", "email"})
 
@@ -133,8 +136,9 @@ class HeapSink(Sink):
     async def send(self, deliveries: Sequence[Delivery]) -> Sequence[Outcome]:
         """Send events in one bulk request and user properties in another."""
         outcomes: dict[int, Outcome] = {}
-        for path, field, users in (("track", "events", False), ("add_user_properties", "users", 1)):
-            places = [i for i, one in enumerate(deliveries) if (one.kind == _USERS) is bool(users)]
+        updates = [one.kind == _USERS for one in deliveries]
+        for path, field, is_update in _CALLS:
+            places = [i for i, update in enumerate(updates) if update is is_update]
             if not places:
                 continue
             # Bodies are JSON already; joining them saves decoding a thousand objects again.

@@ -1,0 +1,720 @@
+"""What applications call. Never raises, never waits: an event is copied, queued, and that is all.
+
+Scrubbing happens on the hand-over's background thread, by the same code and the same policy as in
+the gateway (`telemetry.edge`). What is sent holds identifiers only where they belong: the gateway
+seals them. Whatever fails here is caught and counted: an application must not notice that its
+telemetry has a problem, except by `stats`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import logging
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import date, datetime, timezone
+from decimal import Decimal
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import msgspec
+
+from telemetry.context import Request, bounded_text, current, identifier
+from telemetry.errors import ConfigError, EventError
+from telemetry.transport import DEFAULT_URL, Destination, Entry, Handover
+
+if TYPE_CHECKING:
+    from scrubbers.engine import Outcome
+    from telemetry.edge import Edge
+
+__all__ = [
+    "Client",
+    "active",
+    "capture_exception",
+    "capture_message",
+    "flush",
+    "identify",
+    "init",
+    "last_event_id",
+    "request",
+    "shutdown",
+    "stats",
+    "track",
+]
+
+log = logging.getLogger("telemetry")
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+_EXIT_S: Final = 2.0
+_DEVELOPMENT: Final = "development"
+_NAMES_EXPLAINED: Final = 100
+_SHOWABLE: Final = re.compile(r"[A-Za-z][A-Za-z _.-]{0,63}")
+
+
+class Client:
+    """A connection of one service to one gateway.
+
+    Args:
+        service: Name of the service; a tag of its errors.
+        environment: ``development`` turns mistakes in calling us into errors and log lines.
+        release: Version of the application.
+        url: The gateway (`Destination.parse`); else ``TELEMETRY_URL``, else loopback.
+        policy: Folder of the policy; else ``TELEMETRY_POLICY``, else the shipped one.
+        allow_plain_http: Send identifiers over plain HTTP to another host. Without it, and outside
+            development, nothing is sent there.
+        max_events: Most events that wait for the gateway.
+        max_bytes: Most bytes that wait for the gateway.
+        scrub: Takes the place of the policy's own edge, in tests.
+
+    Raises:
+        ConfigError: `url` is no address of a gateway.
+    """
+
+    def __init__(  # noqa: PLR0913 - as init
+        self,
+        *,
+        service: str,
+        environment: str,
+        release: str | None = None,
+        url: str | None = None,
+        policy: str | None = None,
+        allow_plain_http: bool = False,
+        max_events: int = 10_000,
+        max_bytes: int = 16 * 1024 * 1024,
+        scrub: Callable[[Entry], Outcome] | None = None,
+    ) -> None:
+        self.service, self.environment, self.release = service, environment, release
+        self.development = environment == _DEVELOPMENT
+        destination = Destination.parse(url or os.environ.get("TELEMETRY_URL") or DEFAULT_URL)
+        self._refuses = not (destination.private or allow_plain_http or self.development)
+        self._policy = policy
+        self._scrub = scrub
+        self._edge: Edge | None = None
+        self._unavailable = ""
+        self._said: set[str] = set()
+        self.handover = Handover(
+            destination,
+            self._prepare,
+            name=service,
+            max_events=max_events,
+            max_bytes=max_bytes,
+        )
+
+    # On the application's thread ------------------------------------------------------------------
+
+    def track(
+        self,
+        event: Any,
+        *,
+        account: Any = None,
+        organization: Any = None,
+        session: Any = None,
+        page: Any = None,
+        properties: Any = None,
+    ) -> bool:
+        """Queue an analytics event; tell whether there was room."""
+        name = bounded_text(event)
+        if name is None:
+            return self._reject("event_is_no_text", "track() needs the name of an event, as text.")
+        request = current()
+        data: dict[str, Any] = {"event": name, "time": time.time()}
+        if request is not None:
+            data["ip"], data["user_agent"] = request.address, request.user_agent
+            account = request.account if account is None else account
+            organization = request.organization if organization is None else organization
+            session = request.session if session is None else session
+            page = request.page if page is None else page
+        data["account"] = self._identifier(account)
+        data["organization"] = self._identifier(organization)
+        data["session"] = self._identifier(session)
+        data["page"] = bounded_text(page)
+        data["properties"] = self._properties(properties)
+        return self._put("analytics_event", data, request)
+
+    def identify(self, account: Any, *, organization: Any = None, properties: Any = None) -> bool:
+        """Queue facts about an account; tell whether there was room."""
+        request = current()
+        if organization is None and request is not None:
+            organization = request.organization
+        data: dict[str, Any] = {
+            "time": time.time(),
+            "account": self._identifier(account),
+            "organization": self._identifier(organization),
+            "properties": self._properties(properties),
+        }
+        if data["account"] is None:
+            return self._reject("no_account", "identify() needs the account's id.")
+        return self._put("user_properties", data, request)
+
+    def put_error(self, kind: str, data: Any) -> bool:
+        """Queue what Sentry's SDK captured: an item of its wire format, as JSON values."""
+        request = current()
+        entry = Entry("envelope", kind, data if type(data) is bytes else _encoded(data))
+        if request is not None:
+            entry = entry._replace(address=request.address, known=request.known())
+        return self.handover.put(entry)
+
+    def _put(self, kind: str, data: dict[str, Any], request: Request | None) -> bool:
+        raw = _encoded({key: value for key, value in data.items() if value is not None})
+        if request is None:
+            return self.handover.put(Entry("events", kind, raw))
+        entry = Entry("events", kind, raw, address=request.address, known=request.known())
+        return self.handover.put(entry)
+
+    def _identifier(self, value: Any) -> str | int | None:
+        if value is None:
+            return None
+        plain = identifier(value)
+        if plain is None:
+            self._reject("bad_identifier", "An id must be a text, a whole number or a UUID.")
+        return plain
+
+    def _properties(self, value: Any) -> dict[str, Any] | None:
+        if value is None:
+            return None
+        if not issubclass(type(value), dict):
+            self._reject("properties_are_no_dict", "Properties must be a dict.")
+            return None
+        copied: dict[str, Any] = _Copying().copy(value)
+        return copied
+
+    def _reject(self, reason: str, advice: str) -> bool:
+        self.handover.count(f"rejected:{reason}")
+        if self.development:
+            self._say(reason, advice)
+        return False
+
+    def _say(self, topic: str, advice: str) -> None:
+        """Say something once. Never anything of an event."""
+        if topic not in self._said and len(self._said) < _NAMES_EXPLAINED:
+            self._said.add(topic)
+            log.warning(advice)
+
+    # On the background thread ---------------------------------------------------------------------
+
+    def _prepare(self, entry: Entry) -> bytes | str:
+        """Scrub an entry and write it for the wire; or say in one word why it is not sent."""
+        if self._refuses:
+            self._say(
+                "plain_http",
+                "The gateway's url is plain HTTP to another host: nothing is sent. Use https, or a "
+                "gateway on this host, or allow_plain_http=True on an encrypted network.",
+            )
+            return "plain_http"
+        if entry.kind == "client_report":  # numbers and words of Sentry's own
+            return _envelope("client_report", entry.raw, "")
+        try:
+            outcome = self._outcome(entry)
+        except EventError as error:
+            self._explain(error, entry)
+            return error.reason
+        if isinstance(outcome, str):
+            return outcome
+        if outcome is None:
+            event, event_id, data = entry.raw, "", None
+        else:
+            data = msgspec.json.decode(outcome.event)
+            _restore(entry.kind, data, outcome.identifiers)
+            if not self.handover.destination.private:
+                _drop_user_agent(data)
+            event, event_id = b"", outcome.event_id
+        if entry.lane == "envelope":
+            raw = event if data is None else msgspec.json.encode(data)
+            return _envelope(_ITEM_TYPES[entry.kind], raw, event_id)
+        data = msgspec.json.decode(event) if data is None else data
+        data["kind"] = entry.kind
+        data.setdefault("event_id", _new_event_id())
+        return msgspec.json.encode(data)
+
+    def _outcome(self, entry: Entry) -> Outcome | str | None:
+        """Scrub; None if that is impossible here and the gateway may be trusted to do it."""
+        if self._scrub is not None:
+            return self._scrub(entry)
+        edge = self._edge or self._load()
+        if edge is None:
+            return self._unavailable or None
+        from telemetry.edge import Connection, Item  # noqa: PLC0415 - loaded by now
+
+        return edge.scrub(Item(entry.kind, entry.raw), Connection(entry.address, entry.known))
+
+    def _load(self) -> Edge | None:
+        """Load policy and scrubbers: a fifth of a second that no caller waits for.
+
+        Without RE2 (musl, the newest CPython) events go unscanned, and only to a gateway to which
+        nobody can listen on the way; it scrubs them anyway (DESIGN 8).
+        """
+        if self._unavailable or "unscanned" in self._said:
+            return None
+        try:
+            import re2  # noqa: F401, PLC0415 - asked first: whatever else fails is no reason to go on
+        except ImportError:
+            if self.handover.destination.private:
+                self._say("unscanned", "re2 cannot be imported: the gateway scrubs alone.")
+            else:
+                self._unavailable = "unscanned"
+                self._say("unscannable", "re2 cannot be imported: nothing is sent to this gateway.")
+            return None
+        from scrubbers.detectors import Detectors  # noqa: PLC0415 - more than may be loaded at import
+        from telemetry.edge import Edge  # noqa: PLC0415
+        from telemetry.policy import load_policy  # noqa: PLC0415
+        from telemetry.rules import Schemas  # noqa: PLC0415
+
+        try:
+            policy = load_policy(Path(self._policy) if self._policy else None)
+            detectors = Detectors.compile(policy.detector_table)
+            self._edge = Edge(Schemas(policy, detectors, user_agents=False))
+        except (ConfigError, ValueError) as error:
+            self._unavailable = "policy"
+            self._say("policy", f"Nothing is sent, because the policy cannot be used: {error}")
+        return self._edge
+
+    def _explain(self, error: EventError, entry: Entry) -> None:
+        """Tell a developer once for each name that an event is not declared."""
+        if not self.development or error.reason != "undeclared_event":
+            return
+        name = msgspec.json.decode(entry.raw, type=dict[str, Any]).get("event")
+        shown = name if type(name) is str and _SHOWABLE.fullmatch(name) else "with this name"
+        self._say(
+            f"event {shown}",
+            f"The event {shown!r} is not declared, so it is dropped. Declare it, with what it may "
+            f"say, in events.toml of the policy.",
+        )
+
+
+_ITEM_TYPES: Final = {
+    "error_event": "event",
+    "session": "session",
+    "sessions": "sessions",
+    "check_in": "check_in",
+}
+"""Record → type of a Sentry envelope's item."""
+
+
+def _restore(kind: str, data: dict[str, Any], identifiers: list[tuple[str, str | int]]) -> None:
+    """Put the identifiers back where the gateway's schema looks for them, to be sealed there."""
+    for sort, value in identifiers:
+        sort_, _, name = sort.partition(":")
+        if kind == "error_event":
+            data.setdefault("user", {})["id" if sort_ == "account" else sort_] = value
+        elif kind == "session":
+            data["did"] = value
+        elif name:
+            data.setdefault("properties", {})[name] = value
+        else:
+            data[sort_] = value
+
+
+def _drop_user_agent(data: dict[str, Any]) -> None:
+    """Take out what only a private way may carry; the SDK has no user-agent parser to reduce it."""
+    data.pop("user_agent", None)
+    for part, name in (("request", "headers"), ("attrs", "user_agent")):
+        if isinstance(inner := data.get(part), dict):
+            inner.pop(name, None)
+
+
+def _envelope(item_type: str, payload: bytes, event_id: str) -> bytes:
+    """Write one item as a Sentry envelope. Source: develop.sentry.dev, Envelopes."""
+    header = {"event_id": event_id} if event_id and item_type == "event" else {}
+    item = {"type": item_type, "length": len(payload)}
+    return b"\n".join((msgspec.json.encode(header), msgspec.json.encode(item), payload, b""))
+
+
+def _new_event_id() -> str:
+    from telemetry.edge import uuid7_hex  # noqa: PLC0415 - loaded by now
+
+    return uuid7_hex()
+
+
+# Copying foreign values ---------------------------------------------------------------------------
+
+
+class _Copying:
+    """Copies what an application hands over, within bounds, and never calls any of its methods.
+
+    Not ``__repr__``, ``__str__``, ``__iter__``, ``__getattr__`` nor ``__class__``: an unknown
+    object becomes the name of its type. So a copy takes bounded time, has no effect, and cannot
+    raise.
+    """
+
+    NODES: Final = 512
+    CHARS: Final = 32768
+    TEXT: Final = 8192
+    DEPTH: Final = 5
+
+    __slots__ = ("_chars", "_nodes")
+
+    def __init__(self) -> None:
+        self._nodes, self._chars = self.NODES, self.CHARS
+
+    def copy(self, value: Any, depth: int = 0) -> Any:  # noqa: PLR0911 - one case a type
+        """Copy `value` into plain JSON values."""
+        kind = type(value)
+        if kind is str:
+            return self._text(value)
+        if value is None or kind is bool:
+            return value
+        if kind is int:
+            return identifier(value)
+        if kind is float:
+            return value if value - value == 0 else None  # neither infinite nor NaN
+        if depth < self.DEPTH:
+            if issubclass(kind, dict):
+                return self._entries(value, depth)
+            for base in (list, tuple, set, frozenset):
+                if issubclass(kind, base):
+                    return self._items(base.__iter__(value), depth)
+        if issubclass(kind, str):
+            return self._text(str.__str__(value))
+        if issubclass(kind, int):
+            return identifier(value)
+        if issubclass(kind, float):
+            return self.copy(float.__add__(value, 0.0))
+        if kind is UUID or kind is date or (kind is datetime and _has_plain_zone(value)):
+            return str(value)
+        if kind is Decimal:
+            return float(value) if value.is_finite() else None
+        return self._text(type.__getattribute__(kind, "__name__"))
+
+    def _text(self, text: str) -> str:
+        cut = text[: min(self.TEXT, self._chars)]
+        self._chars -= len(cut)
+        return cut
+
+    def _entries(self, value: Any, depth: int) -> dict[str, Any]:
+        copied: dict[str, Any] = {}
+        try:
+            for key, item in islice(dict.items(value), max(0, self._nodes)):
+                self._nodes -= 1
+                if self._nodes < 0:
+                    break
+                name = self.copy(key, self.DEPTH)
+                copied[name if type(name) is str else str(name)] = self.copy(item, depth + 1)
+        except RuntimeError:  # another thread changed it meanwhile: what was read is what there is
+            pass
+        return copied
+
+    def _items(self, values: Any, depth: int) -> list[Any]:
+        copied: list[Any] = []
+        try:
+            for item in islice(values, max(0, self._nodes)):
+                self._nodes -= 1
+                if self._nodes < 0:
+                    break
+                copied.append(self.copy(item, depth + 1))
+        except RuntimeError:  # as above
+            pass
+        return copied
+
+
+def _has_plain_zone(value: datetime) -> bool:
+    """Tell whether asking for the offset runs only code of the standard library."""
+    return value.tzinfo is None or type(value.tzinfo) in (timezone, ZoneInfo)
+
+
+def _encoded(data: Any) -> bytes:
+    """Write JSON; lone surrogates, which JSON cannot hold as UTF-8, as escapes."""
+    try:
+        return msgspec.json.encode(data)
+    except (UnicodeEncodeError, TypeError, ValueError, msgspec.MsgspecError):
+        return json.dumps(data, default=lambda _: None, skipkeys=True).encode("ascii")
+
+
+# The module's own client --------------------------------------------------------------------------
+
+_active: Client | None = None
+_switching = threading.Lock()
+_lost: dict[str, int] = {}
+"""Calls that failed while there was no client to count them."""
+
+
+def active() -> Client | None:
+    """Give the client that `init` made, if any."""
+    return _active
+
+
+def _count(what: str) -> None:
+    client = _active
+    if client is not None:
+        client.handover.count(what)
+    else:
+        _lost[what] = _lost.get(what, 0) + 1
+
+
+def _never_raising(
+    default: Callable[[], Any],
+) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
+    """Make a function safe to call from any application, with any arguments.
+
+    A wrong keyword raises `ConfigError` in development. Elsewhere it is left out and counted.
+    """
+
+    def decorate(function: Callable[_P, _T]) -> Callable[_P, _T]:
+        code = function.__code__
+        accepted = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+
+        @functools.wraps(function)
+        def safe(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+            try:
+                return function(*args, **kwargs)
+            except Exception as error:  # noqa: BLE001 - the edge of the SDK
+                _count("failed_calls")
+                wrong = [name for name in kwargs if name not in accepted]
+                if wrong:
+                    _count("wrong_keywords")
+                    if _active is not None and _active.development:
+                        raise ConfigError(
+                            f"{function.__name__}() has no argument {wrong[0]!r}.",
+                            remedy=f"It takes: {', '.join(accepted)}.",
+                        ) from None
+                    right: Any = {k: v for k, v in kwargs.items() if k in accepted}
+                    return safe(*args, **right)
+                if isinstance(error, ConfigError) and function.__name__ == "init":
+                    log.warning("telemetry.init() failed, nothing is sent. %s", error)
+                result: _T = default()
+                return result
+
+        return safe
+
+    return decorate
+
+
+@_never_raising(lambda: None)
+def init(  # noqa: PLR0913 - all of it optional but two
+    *,
+    service: str,
+    environment: str,
+    release: str | None = None,
+    url: str | None = None,
+    policy: str | None = None,
+    errors: bool = True,
+    allow_plain_http: bool = False,
+    max_events: int = 10_000,
+    max_bytes: int = 16 * 1024 * 1024,
+) -> None:
+    """Connect this process to a gateway. Call it once, at start; a second call replaces the first.
+
+    Args:
+        service: Name of the service.
+        environment: For example ``production``. In ``development`` a wrong call is an error.
+        release: Version of the application.
+        url: The gateway: ``http[s]://[key@]host[:port][/project]`` (a Sentry DSN is such a URL) or
+            ``unix:/path``. Default: ``TELEMETRY_URL``, else ``http://127.0.0.1:4180``.
+        policy: Folder of the policy. Default: ``TELEMETRY_POLICY``, else the shipped one.
+        errors: Initialise sentry-sdk, unless the application has done so.
+        allow_plain_http: Send over plain HTTP to another host; refused otherwise, because ids
+            could be read on the way.
+        max_events: Most events that wait while the gateway is away.
+        max_bytes: Most bytes that wait while the gateway is away.
+    """
+    global _active
+    client = Client(
+        service=service,
+        environment=environment,
+        release=release,
+        url=url,
+        policy=policy,
+        allow_plain_http=allow_plain_http,
+        max_events=max_events,
+        max_bytes=max_bytes,
+    )
+    with _switching:
+        former, _active = _active, client
+    if former is None:
+        atexit.register(_at_exit)
+    else:
+        former.handover.close(_EXIT_S)
+    if errors:
+        from telemetry.integrations import sentry  # noqa: PLC0415 - sentry-sdk, loaded when used
+
+        sentry.connect(client)
+
+
+@_never_raising(lambda: None)
+def track(
+    event: str,
+    *,
+    account: str | int | None = None,
+    organization: str | int | None = None,
+    session: str | None = None,
+    page: str | None = None,
+    properties: Mapping[str, Any] | None = None,
+) -> None:
+    """Record that a function of the application was used.
+
+    What is not given is taken from the current `request`. The event and its properties must be
+    declared in the policy's ``events.toml``; what is not declared is dropped.
+
+    Args:
+        event: Its declared name.
+        account: Id of the account. Becomes a token; never reaches a recipient.
+        organization: Id of the organization. Becomes a token.
+        session: Id of the session. Becomes a token.
+        page: Route template or URL; reduced to a template.
+        properties: A dict, copied before the call returns.
+    """
+    client = _active
+    if client is None:
+        _count("not_initialized")
+        return
+    client.track(
+        event,
+        account=account,
+        organization=organization,
+        session=session,
+        page=page,
+        properties=properties,
+    )
+
+
+@_never_raising(lambda: None)
+def identify(
+    account: str | int,
+    *,
+    organization: str | int | None = None,
+    properties: Mapping[str, Any] | None = None,
+) -> None:
+    """Record facts about an account, for example its plan.
+
+    Args:
+        account: Id of the account. Becomes a token.
+        organization: Id of its organization. Becomes a token.
+        properties: As declared in the policy's ``user_properties.toml``.
+    """
+    client = _active
+    if client is None:
+        _count("not_initialized")
+        return
+    client.identify(account, organization=organization, properties=properties)
+
+
+@_never_raising(Request)
+def request(
+    *,
+    method: str | None = None,
+    url: str | None = None,
+    route: str | None = None,
+    headers: Any = None,
+    client_ip: str | None = None,
+    account: str | int | None = None,
+    organization: str | int | None = None,
+    session: str | None = None,
+) -> Request:
+    """Say what the application is serving, for as long as the returned context is entered.
+
+    Events and errors inside it are completed from it, and its address, ids, cookies and
+    ``Authorization`` are removed wherever they turn up in an event.
+
+    Args:
+        method: HTTP method.
+        url: The URL as requested.
+        route: Template of its path, for example ``/boards/{board}``.
+        headers: Mapping or pairs; of these only browser and system are sent.
+        client_ip: The client's address, as you trust it.
+        account: Id of the account; may be set later on what ``with`` gives.
+        organization: Id of the organization.
+        session: Id of the session.
+    """
+    return Request(
+        method=method,
+        url=url,
+        route=route,
+        headers=headers,
+        client_ip=client_ip,
+        account=account,
+        organization=organization,
+        session=session,
+    )
+
+
+@_never_raising(lambda: None)
+def capture_exception(error: BaseException | None = None) -> str | None:
+    """Report an exception, or the one being handled.
+
+    Returns:
+        Its event id (32 hex digits): show it to the user as reference. Sentry shows the same. None
+        if nothing was reported.
+    """
+    client = _active
+    if client is None:
+        _count("not_initialized")
+        return None
+    from telemetry.integrations import sentry  # noqa: PLC0415 - sentry-sdk, loaded when used
+
+    return sentry.capture_exception(client, error)
+
+
+@_never_raising(lambda: None)
+def capture_message(text: str, level: str = "info") -> str | None:
+    """Report a message; `level` is one of debug, info, warning, error, fatal.
+
+    Returns:
+        Its event id, or None if nothing was reported.
+    """
+    client = _active
+    message = bounded_text(text)
+    if client is None or message is None:
+        _count("not_initialized" if client is None else "rejected:message_is_no_text")
+        return None
+    from telemetry.integrations import sentry  # noqa: PLC0415 - sentry-sdk, loaded when used
+
+    return sentry.capture_message(client, message, bounded_text(level) or "info")
+
+
+@_never_raising(lambda: None)
+def last_event_id() -> str | None:
+    """Give the id of the last error that was reported here: the one that Sentry shows."""
+    from telemetry.integrations import sentry  # noqa: PLC0415 - sentry-sdk, loaded when used
+
+    return sentry.last_event_id()
+
+
+@_never_raising(lambda: False)
+def flush(timeout_s: float = 2.0) -> bool:
+    """Wait until everything recorded so far is handed over; tell whether it is.
+
+    Args:
+        timeout_s: Longest wait in seconds.
+    """
+    client = _active
+    return client is None or client.handover.flush(timeout_s)
+
+
+@_never_raising(lambda: False)
+def shutdown(timeout_s: float = 2.0) -> bool:
+    """Flush and stop; tell whether everything was handed over. Called at exit unasked.
+
+    Args:
+        timeout_s: Longest wait in seconds.
+    """
+    global _active
+    begun_at = time.monotonic()
+    with _switching:
+        client, _active = _active, None
+    if client is None:
+        return True
+    sentry = sys.modules.get("telemetry.integrations.sentry")
+    if sentry is not None:
+        sentry.disconnect(client)
+    return client.handover.close(timeout_s - (time.monotonic() - begun_at))
+
+
+@_never_raising(dict)
+def stats() -> dict[str, int]:
+    """Count what became of what was recorded: accepted, handed over, pending, dropped by reason."""
+    client = _active
+    return dict(_lost) if client is None else client.handover.stats()
+
+
+def _at_exit() -> None:
+    shutdown(_EXIT_S)

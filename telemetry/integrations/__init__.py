@@ -1,0 +1,1 @@
+"""One host application's library a module: each is imported by name, none by itself."""

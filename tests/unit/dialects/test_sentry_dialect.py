@@ -1,0 +1,286 @@
+"""Envelopes and ``/store/``, in the shapes that real clients were seen to send."""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from telemetry.dialects import Refusal
+from telemetry.dialects.sentry import (
+    Credentials,
+    Discarded,
+    credentials,
+    dsn_credentials,
+    parse_envelope,
+    parse_store,
+)
+from telemetry.edge import EVENT_BYTES, Item
+
+ID = "3be4a1c07d9f4a5b8c6d7e8f90a1b2c3"
+EVENT = b'{"event_id":"%s","level":"error","platform":"python"}' % ID.encode()
+
+
+def envelope(header: Any, *items: tuple[Any, bytes], end: bytes = b"\n") -> bytes:
+    lines = [json.dumps(header).encode()]
+    for head, payload in items:
+        lines += [json.dumps(head).encode(), payload]
+    return b"\n".join(lines) + end
+
+
+def refused(body: bytes) -> str:
+    with pytest.raises(Refusal) as caught:
+        parse_envelope(body)
+    return caught.value.code
+
+
+def test_what_sentry_sdk_sends_becomes_an_error_event_under_the_envelopes_id() -> None:
+    header = {
+        "event_id": ID,
+        "sent_at": "2026-11-22T09:15:03.554795Z",
+        "trace": {"trace_id": "ab", "transaction": "/users/alice@example.org", "sampled": "true"},
+    }
+    head = {"type": "event", "content_type": "application/json", "length": len(EVENT)}
+    parsed = parse_envelope(envelope(header, (head, EVENT)))
+    assert parsed.items == [Item("error_event", EVENT, ID)]
+    assert parsed.event_id == ID
+
+
+def test_what_sentry_node_sends_has_items_without_length() -> None:
+    parsed = parse_envelope(envelope({"event_id": ID}, ({"type": "event"}, EVENT), end=b""))
+    assert parsed.items == [Item("error_event", EVENT, ID)]
+
+
+def test_what_a_browser_sends_through_a_tunnel_names_its_dsn() -> None:
+    dsn = "https://pub@o1.ingest.example.com/42"
+    parsed = parse_envelope(envelope({"event_id": ID, "dsn": dsn}, ({"type": "event"}, EVENT)))
+    assert parsed.dsn == dsn
+    assert dsn_credentials(parsed.dsn) == Credentials("pub", "42")
+
+
+def test_sessions_and_reports_come_under_an_empty_header() -> None:
+    sessions = b'{"attrs":{"release":"r@1"},"aggregates":[]}'
+    report = (
+        b'{"timestamp":1,"discarded_events":['
+        b'{"reason":"ratelimit_backoff","category":"error","quantity":3},'
+        b'{"reason":"alice@example.org","category":"alice","quantity":1},'
+        b'{"reason":"send_error","category":"error","quantity":-5}]}'
+    )
+    parsed = parse_envelope(
+        envelope(
+            {},
+            ({"type": "sessions"}, sessions),
+            ({"type": "session", "length": 2}, b"{}"),
+            ({"type": "client_report"}, report),
+        )
+    )
+    assert parsed.items == [
+        Item("sessions", sessions),
+        Item("session", b"{}"),
+        Item("client_report", refused="client_report"),
+    ]
+    assert parsed.discarded == [
+        Discarded("ratelimit_backoff", "error", 3),
+        Discarded("other", "other", 1),
+    ]
+
+
+@pytest.mark.parametrize("report", [b"{}", b"null", b"[1]", b"alice", b'{"discarded_events":3}'])
+def test_a_report_that_cannot_be_read_says_nothing(report: bytes) -> None:
+    assert parse_envelope(envelope({}, ({"type": "client_report"}, report))).discarded == []
+
+
+def test_a_check_in_takes_the_envelopes_id_unless_an_event_does() -> None:
+    check_in = {"type": "check_in"}
+    alone = parse_envelope(envelope({"event_id": ID}, (check_in, b"{}")))
+    assert alone.items == [Item("check_in", b"{}", ID)]
+    both = parse_envelope(envelope({"event_id": ID}, ({"type": "event"}, EVENT), (check_in, b"{}")))
+    assert [item.event_id for item in both.items] == [ID, ""]
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("transaction", "kind_transaction"),
+        ("span", "kind_span"),
+        ("log", "kind_log"),
+        ("trace_metric", "kind_trace_metric"),
+        ("attachment", "kind_attachment"),
+        ("feedback", "kind_feedback"),
+        ("user_report", "kind_user_report"),
+        ("replay_event", "kind_replay_event"),
+        ("profile_chunk", "kind_profile_chunk"),
+        ("alice@example.org", "kind_unknown"),
+        ("", "kind_unknown"),
+    ],
+)
+def test_other_items_are_dropped_by_a_word_of_ours_and_their_bytes_forgotten(
+    word: str, reason: str
+) -> None:
+    parsed = parse_envelope(envelope({}, ({"type": word, "length": 3}, b"a\nb")))
+    assert parsed.items == [Item("dropped", refused=reason)]
+
+
+def test_dashes_and_capitals_in_the_event_id_do_not_matter() -> None:
+    written = "3BE4A1C0-7D9F-4A5B-8C6D-7E8F90A1B2C3"
+    assert parse_envelope(envelope({"event_id": written})).event_id == ID
+
+
+def test_an_event_larger_than_a_mebibyte_is_dropped_and_the_rest_taken() -> None:
+    large = b'{"message":"' + b"x" * EVENT_BYTES + b'"}'
+    parsed = parse_envelope(envelope({}, ({"type": "event"}, large), ({"type": "session"}, b"{}")))
+    assert parsed.items == [Item("error_event", refused="too_large"), Item("session", b"{}")]
+
+
+def test_a_lone_surrogate_in_a_header_does_not_cost_the_envelope() -> None:
+    body = b'{"event_id":"%s","trace":{"transaction":"\\ud83d"}}\n{"type":"event"}\n{}\n'
+    assert parse_envelope(body % ID.encode()).event_id == ID
+
+
+def test_five_hundred_items_pass_and_one_more_does_not() -> None:
+    items = [({"type": "session"}, b"{}")] * 500
+    assert len(parse_envelope(envelope({}, *items)).items) == 500
+    assert refused(envelope({}, *items, items[0])) == "too_many_items"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"alice@example.org",
+        b"[]\n",
+        b"\n{}",
+        b'{}\n{"no":"type"}\n{}',
+        b'{}\n{"type":7}\n{}',
+        b'{}\n{"type":"event","length":5}\n{}',
+        b'{}\n{"type":"event","length":1}\n{}\n',
+        b'{}\n{"type":"event","length":-1}\n{}\n',
+        b'{}\n{"type":"event","length":99999999999999999999}\n{}\n',
+        b'{"event_id":7}\n',
+        b"{}\nalice@example.org\n{}",
+    ],
+)
+def test_what_is_no_envelope_is_refused(body: bytes) -> None:
+    assert refused(body) == "bad_envelope"
+
+
+def test_an_id_that_is_none_is_refused() -> None:
+    assert refused(b'{"event_id":"alice@example.org"}\n') == "bad_event_id"
+
+
+PAYLOADS = st.one_of(
+    st.binary(max_size=200),
+    st.dictionaries(st.text(max_size=5), st.text(max_size=20), max_size=3).map(
+        lambda data: json.dumps(data).encode()
+    ),
+)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["event", "session", "sessions"]), PAYLOADS), max_size=8),
+    st.booleans(),
+    st.booleans(),
+)
+@settings(max_examples=150, deadline=None)
+def test_no_byte_of_any_payload_is_lost(
+    items: list[tuple[str, bytes]],
+    last_line_end: bool,
+    always_length: bool,
+) -> None:
+    parts: list[tuple[Any, bytes]] = []
+    for kind, payload in items:
+        head: dict[str, Any] = {"type": kind}
+        # As clients do: without a length only what holds no line end.
+        if always_length or b"\n" in payload:
+            head["length"] = len(payload)
+        parts.append((head, payload))
+    found = parse_envelope(envelope({}, *parts, end=b"\n" if last_line_end else b""))
+    assert [item.raw for item in found.items] == [payload for _, payload in items]
+
+
+@given(st.binary(max_size=400))
+@settings(max_examples=200, deadline=None)
+def test_no_bytes_make_the_parser_fail_otherwise(body: bytes) -> None:
+    for parse in (parse_envelope, parse_store, lambda b: parse_envelope(b"{}\n" + b)):
+        try:
+            parse(body)
+        except Refusal as error:
+            assert error.status in (400, 413)  # noqa: PT017 - either outcome is fine
+
+
+def test_a_store_request_is_one_event() -> None:
+    event = b'{"level":40,"platform":"python","message":"x"}'
+    for body in (event, base64.b64encode(event), base64.b64encode(zlib.compress(event))):
+        assert parse_store(body).items == [Item("error_event", event)]
+
+
+@pytest.mark.parametrize("body", [b"alice@example.org", b"[]", base64.b64encode(b"[1]"), b"    "])
+def test_a_store_request_that_is_no_event_is_refused(body: bytes) -> None:
+    with pytest.raises(Refusal):
+        parse_store(body)
+
+
+HEADER = "Sentry sentry_key=pubkey, sentry_version=7, sentry_client=sentry.python/2.75.0"
+BASIC = "Basic " + base64.b64encode(b"pubkey:").decode()
+
+
+@pytest.mark.parametrize(
+    ("x_sentry_auth", "authorization", "query"),
+    [
+        (HEADER, "", ""),
+        ("Sentry sentry_version=6,sentry_secret=s,sentry_key=pubkey", "", ""),
+        ("sentry  sentry_key = pubkey", "", ""),
+        ("", HEADER, ""),
+        ("", BASIC, ""),
+        ("", "", "sentry_version=7&sentry_key=pubkey&sentry_client=sentry.javascript.node%2F11"),
+        (HEADER, BASIC, "sentry_key=pubkey"),
+        (HEADER, "Bearer something-of-a-proxy", ""),
+    ],
+)
+def test_a_key_is_found_wherever_clients_put_it(
+    x_sentry_auth: str, authorization: str, query: str
+) -> None:
+    assert credentials(x_sentry_auth, authorization, query) == Credentials("pubkey")
+
+
+def test_without_any_key_the_envelope_may_still_say_who_it_is() -> None:
+    assert credentials("", "", "a=b") is None
+    assert credentials("", "Bearer something", "") is None
+
+
+@pytest.mark.parametrize(
+    ("x_sentry_auth", "authorization", "query"),
+    [
+        (HEADER, "", "sentry_key=other"),
+        ("", "", "sentry_key=one&sentry_key=two"),
+        ("Bearer pubkey", "", ""),
+        ("Sentry nothing", "", ""),
+        ("Sentry sentry_key=", "", ""),
+        ("", "Basic !!!", ""),
+        ("", "Basic " + base64.b64encode(b"\xff\xfe").decode(), ""),
+        ("", "", "sentry_key=a%20b"),
+        ("", "", "sentry_key=" + "k" * 65),
+    ],
+)
+def test_keys_that_contradict_each_other_or_cannot_be_read_are_refused(
+    x_sentry_auth: str, authorization: str, query: str
+) -> None:
+    with pytest.raises(Refusal, match="no_credentials"):
+        credentials(x_sentry_auth, authorization, query)
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    ["", "x", "https://example.com/1", "https://k@example.com/", "//[", "https://k@h/a b"],
+)
+def test_a_dsn_that_is_none_is_refused(dsn: str) -> None:
+    with pytest.raises(Refusal, match="no_credentials"):
+        dsn_credentials(dsn)
+
+
+def test_a_dsn_may_have_a_secret_and_a_path() -> None:
+    assert dsn_credentials("http://key:old@127.0.0.1:9/prefix/path/7") == Credentials("key", "7")

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import base64
+import copy
+import json
+from urllib.parse import quote
+
+import pytest
+
+from scrubbers import KnownValues, redact_text
+
+_MAIL = "jane.doe@example.com"
+_KNOWN = KnownValues(
+    [
+        ("account", "4711"),
+        ("account", "42"),
+        ("name", "Jane Doe"),
+        ("name", "Jürgen Müller"),
+        ("email", _MAIL),
+        ("ip", "203.0.113.9"),
+        ("session", "s3ss10n-abcdef"),
+        ("hobby", "pole vaulting"),
+        ("user", ""),
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("row 4711 is gone", "row <account> is gone"),
+        ("acct=4711&x=1", "acct=<account>&x=1"),
+        ("user4711", "user<account>"),
+        ("user 42, 42 items", "user <account>, 42 items"),
+        ("GET /users/42 and id=42", "GET /users/<account> and id=<account>"),
+        ('{"account_id": 42}', '{"account_id": <account>}'),
+        ("Hello JANE DOE", "Hello <name>"),
+        ("Hello Jane", "Hello <name>"),
+        ("doe, jane", "<name>"),
+        ("jane.doe/x", "<name>/x"),
+        ("jane%20doe", "<name>"),
+        ("JÜRGEN MÜLLER", "<name>"),
+        (json.dumps({"n": "Jürgen Müller"}), '{"n": "<name>"}'),
+        (quote(_MAIL, safe=""), "<email>"),
+        (quote(quote(_MAIL, safe=""), safe=""), "<email>"),
+        (_MAIL.encode().hex(), "<email>"),
+        (_MAIL.encode().hex().upper(), "<email>"),
+        ("host 203-0-113-9 and 9.113.0.203.in-addr.arpa", "host <ip> and <ip>.in-addr.arpa"),
+        ("S3SS10N-ABCDEF", "<session>"),
+        ("likes Pole Vaulting", "likes <id>"),
+    ],
+)
+def test_a_known_value_goes_in_whatever_form(text: str, wanted: str) -> None:
+    assert _KNOWN.found_in(text)
+    assert redact_text(text, known=_KNOWN)[0] == wanted
+
+
+@pytest.mark.parametrize("lead", range(4))
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
+def test_base64_hides_no_value_at_any_alignment(lead: int, encode: object) -> None:
+    blob = encode(b"?" * lead + _MAIL.encode() + b"tail")  # type: ignore[operator]
+    assert redact_text(f"x {blob.decode()} y", known=_KNOWN)[0] == "x <email> y"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "14711 47110 3.14",
+        "views.py:4711",
+        "line 4711",
+        "42 items in 42 ms",
+        "janeway",
+        "<account> <name>",
+        "item 142",
+    ],
+)
+def test_a_longer_number_or_a_line_is_no_known_value(text: str) -> None:
+    assert redact_text(text, known=_KNOWN) == (text, ())
+
+
+def test_known_values_show_and_lend_themselves_to_nobody() -> None:
+    assert "Jane" not in repr(_KNOWN)
+    assert "4711" not in repr(_KNOWN)
+    with pytest.raises(TypeError):
+        copy.copy(_KNOWN)
+
+
+def test_no_values_are_found_nowhere() -> None:
+    assert not KnownValues([]).found_in("anything")
+    assert not KnownValues([("name", "  ")])
