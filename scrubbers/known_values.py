@@ -69,7 +69,7 @@ class KnownValues:
     KnownValues(2)
     """
 
-    __slots__ = ("_exact", "_folded", "_pairs")
+    __slots__ = ("_cores", "_exact", "_exact_cores", "_folded", "_pairs")
 
     def __init__(self, values: Iterable[tuple[str, str]]) -> None:
         pairs = {}
@@ -82,6 +82,8 @@ class KnownValues:
         self._pairs = tuple((pairs[form], form) for form in longest)
         self._folded: tuple[_Needle, ...] | None = None
         self._exact: tuple[_Needle, ...] = ()
+        self._cores: tuple[bytes, ...] = ()
+        self._exact_cores: tuple[bytes, ...] = ()
 
     def __repr__(self) -> str:
         return f"KnownValues({len(self._pairs)})"
@@ -96,7 +98,15 @@ class KnownValues:
         """Tell whether one of the values stands in a text."""
         if not self._pairs:
             return False
+        if self._folded is None:
+            self._prepare()
         data = searchable(text).encode()
+        folded = data.lower()
+        # Most texts hold none: a quarter of the searches tells so.
+        if not any(core in folded for core in self._cores) and not any(
+            core in data for core in self._exact_cores
+        ):
+            return False
         return next(self._hits(data), None) is not None
 
     def spans(
@@ -157,6 +167,29 @@ class KnownValues:
                 for text in _base64_cores(raw):
                     exact.setdefault(text, _Needle(text, kind, "base64"))
         self._folded, self._exact = tuple(folded.values()), tuple(exact.values())
+        self._cores = tuple(
+            {
+                *(core for kind, value in self._pairs for core in _cores(kind, value)),
+                *(needle.text for needle in self._folded if needle.mode == "exact"),
+                *(needle.text.lower() for needle in self._exact if needle.mode == "plain"),
+            }
+        )
+        self._exact_cores = tuple(needle.text for needle in self._exact if needle.mode == "base64")
+
+
+def _cores(kind: str, value: str) -> Iterator[bytes]:
+    """Yield texts of which one stands in each spelling and encoding but hex and Base64.
+
+    No encoding changes an ASCII letter or digit, and no spelling divides a run of them.
+    """
+    # Bytes fold ASCII only: folding text can make a letter of what was none.
+    raw = value.encode().lower()
+    # Of an address the part before the @: `example` and `com` stand in many texts.
+    if runs := re.findall(rb"[a-z0-9]+", raw.partition(b"@")[0]) or re.findall(rb"[a-z0-9]+", raw):
+        yield max(runs, key=len)
+        return
+    for spelling in _spellings(kind, value):
+        yield from _encodings(spelling)
 
 
 def _spellings(kind: str, value: str) -> Iterator[str]:

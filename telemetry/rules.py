@@ -136,9 +136,7 @@ def _emit_rewrite(record: Record, out: _Source) -> None:
         arguments.append(f"v_{name}")
         out(1, f"v_{name} = i.{name}")
         if entry.role == "event_id":
-            out(
-                1, f"if v_{name} is not None: v_{name} = c.event_id = event_id(v_{name}, {call}, c)"
-            )
+            _emit_event_id(f"v_{name}", call, out)
         elif entry.role == "event_time":
             out(1, f"if v_{name} is not None:")
             out(2, f"c.event_time = c.moment(v_{name})")
@@ -155,6 +153,12 @@ def _emit_rewrite(record: Record, out: _Source) -> None:
         else:
             _emit_leaf(entry, out)
     out(1, f"return Out_{record.name}({', '.join(arguments)})")
+
+
+def _emit_event_id(value: str, call: str, out: _Source) -> None:
+    out(1, f"if {value} is not None:")
+    out(2, f"c.event_id = event_id({value}, {call}, c)")
+    out(2, f"{value} = c.event_id or None")
 
 
 def _emit_record(entry: Field, out: _Source) -> None:
@@ -220,7 +224,7 @@ def _emit_recheck(record: Record, out: _Source) -> None:
         name, call = entry.name, f"p, {entry.wire!r}"
         value = f"o.{name}"
         if entry.role == "event_id":
-            out(1, f"if {value} is not None: {value} = c.event_id = event_id({value}, {call}, c)")
+            _emit_event_id(value, call, out)
         elif entry.role == "event_time":
             out(1, f"if {value} is not None:")
             out(2, f"c.event_time = c.moment({value})")
@@ -378,9 +382,12 @@ class CompiledRules:
             DecodeError: It is no JSON object at all.
         """
         try:
-            return self._decode(raw)
+            # A NUL is valid JSON, but no database behind a recipient stores it: see `tolerant`.
+            if b"\\u0000" not in raw:
+                return self._decode(raw)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return self._decode_slowly(raw, ledger)
+            pass
+        return self._decode_slowly(raw, ledger)
 
     def _decode_slowly(self, raw: bytes, ledger: Ledger) -> Any:
         data = strict_json(raw)

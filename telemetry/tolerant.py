@@ -8,19 +8,22 @@ the event. What the fast path accepts comes out of here the same (a property tes
 from __future__ import annotations
 
 import json
+import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from scrubbers.engine import Ledger, Path
 from telemetry.errors import DecodeError
-from telemetry.schema import LONGEST_INT, Field, Record
+from telemetry.schema import Field, Record
 
 __all__ = ["prune", "strict_json", "unknown_paths"]
 
 _LIST_ITEMS: Final = 10_000
 """Most items of one list that are looked at."""
 _PATH_SEGMENT: Final = 64
+_LARGEST: Final = sys.float_info.max
 
 
 def strict_json(raw: bytes) -> Any:
@@ -51,7 +54,8 @@ def _cleaned(data: Any, depth: int) -> Any:
         return {_LONE.sub("\ufffd", key): _cleaned(item, depth + 1) for key, item in data.items()}
     if type(data) is list:
         return [_cleaned(item, depth + 1) for item in data[:_LIST_ITEMS]]
-    return data
+    # 1e999 reads as infinity, which is no more a number than NaN is.
+    return None if type(data) is float and not math.isfinite(data) else data
 
 
 def prune(record: Record, data: Mapping[str, Any], path: Path, ledger: Ledger) -> dict[str, Any]:
@@ -77,12 +81,12 @@ def _fit(entry: Field, value: Any, path: Path, ledger: Ledger) -> Any:  # noqa: 
     if entry.treatment == "strip" and not entry.known:
         return value
     if entry.treatment == "strip":
-        return _bounded(value) if scalar else None
+        return value if scalar else None
     if entry.treatment == "pseudonymize":
         fits = isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool))
-        return _bounded(value) if fits else None
+        return value if fits else None
     if entry.treatment == "coarsen_time":
-        return _bounded(value) if isinstance(value, str) or number else None
+        return value if isinstance(value, str) or number else None
     if entry.shape in ("map", "record") and isinstance(value, list) and "pairs" in entry.accept:
         value = {
             pair[0]: pair[1]
@@ -94,7 +98,7 @@ def _fit(entry: Field, value: Any, path: Path, ledger: Ledger) -> Any:  # noqa: 
     if entry.shape == "map":
         if not isinstance(value, dict):
             return None
-        return {k: _bounded(v) for k, v in value.items() if isinstance(v, (str, int, float))}
+        return {k: v for k, v in value.items() if isinstance(v, (str, int, float))}
     if entry.shape == "list":
         return [v for v in value if isinstance(v, str)] if isinstance(value, list) else None
     if entry.record is not None:
@@ -110,23 +114,16 @@ def _fit(entry: Field, value: Any, path: Path, ledger: Ledger) -> Any:  # noqa: 
             for n, item in enumerate(value)
         ]
     if entry.shape == "string":
-        return value if isinstance(value, str) else _bounded(value) if scalar and loose else None
+        return value if isinstance(value, str) or (scalar and loose) else None
     if loose and scalar:
-        return _bounded(value)
+        return value
     if entry.shape == "boolean":
         return value if isinstance(value, bool) else None
     if entry.shape == "double":
-        return value if number else None
+        return value if number and abs(value) <= _LARGEST else None
     if number and value == int(value) and entry.minimum <= value <= entry.maximum:
         return int(value)
     return None
-
-
-def _bounded(value: Any) -> Any:
-    """Keep numbers within what the input types take."""
-    if isinstance(value, int) and not -LONGEST_INT <= value <= LONGEST_INT:
-        return str(value)[:32]
-    return value
 
 
 def unknown_paths(
