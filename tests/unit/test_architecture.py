@@ -363,7 +363,9 @@ def test_what_comes_in_is_never_what_goes_out() -> None:
         (name, ast.unparse(node))
         for name in ("scrubbers.engine", "telemetry.rules", "telemetry.tolerant", "telemetry.edge")
         for node in ast.walk(_tree(name))
+        # A call without arguments is `str.encode`.
         if isinstance(node, ast.Call) and "ncode" in ast.unparse(node.func)
+        if node.args or "Encoder" in ast.unparse(node.func)
     }
     assert encoders == {
         ("scrubbers.engine", "rules.encode(contract)"),

@@ -3,7 +3,8 @@
 const Sentry = require(process.argv[2]);
 
 Sentry.init({ dsn: process.argv[3], release: "shop@1.2.3", tracesSampleRate: 1, enableLogs: true });
-Sentry.setUser({ id: "planted-account", email: "alice.planted@example.org" });
+// Put together here: a source line that holds an id is the program's own and would stay as it is.
+Sentry.setUser({ id: ["planted", "account"].join("-"), email: "alice.planted@example.org" });
 
 async function main() {
   Sentry.startSession();
