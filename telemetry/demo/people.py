@@ -17,47 +17,21 @@ from typing import Final
 __all__ = ["Organization", "Person", "Project", "World"]
 
 _GIVEN: Final = [
-    "Jördis",
-    "Ansgar",
-    "Wiebke",
-    "Lorenz",
-    "Henrike",
-    "Gesine",
-    "Valentin",
-    "Thorben",
-    "Roswitha",
-    "Ekkehard",
-    "Friederike",
-    "Leopold",
-    "Swantje",
-    "Bartholomä",
-    "Irmgard",
-    "Konstantin",
-    "Mechthild",
-    "Ruprecht",
-    "Sieglinde",
-    "Tjark",
-]
+    "Jördis", "Ansgar", "Wiebke", "Lorenz", "Henrike", "Gesine", "Valentin", "Thorben",
+    "Roswitha", "Ekkehard", "Friederike", "Leopold", "Swantje", "Bartholomä", "Irmgard",
+    "Konstantin", "Mechthild", "Ruprecht", "Sieglinde", "Tjark",
+]  # fmt: skip
 _FAMILY: Final = [
-    "Falkenried",
-    "Osterwald",
-    "Brückmann",
-    "Sonnleitner",
-    "Wiesengrund",
-    "Hollerbach",
-    "Achterberg",
-    "Dünnwald",
-    "Rabenstein",
-    "Kirschbaum",
-    "Mühlenbrock",
-    "Niederlein",
-    "Pfefferkorn",
-    "Quendel",
-    "Schönfelder",
-    "Tannhäuser",
-]
-_STREETS: Final = "Ahornstieg Buchenkamp Deichgraben Erlengrund Fliederweg Ginsterpfad".split()  # noqa: SIM905 - a list of words
-_TRADES: Final = "Bäckerei Gärtnerei Kanzlei Schreinerei Hebammenpraxis Druckerei".split()  # noqa: SIM905 - a list of words
+    "Falkenried", "Osterwald", "Brückmann", "Sonnleitner", "Wiesengrund", "Hollerbach",
+    "Achterberg", "Dünnwald", "Rabenstein", "Kirschbaum", "Mühlenbrock", "Niederlein",
+    "Pfefferkorn", "Quendel", "Schönfelder", "Tannhäuser",
+]  # fmt: skip
+_STREETS: Final = [
+    "Ahornstieg", "Buchenkamp", "Deichgraben", "Erlengrund", "Fliederweg", "Ginsterpfad",
+]  # fmt: skip
+_TRADES: Final = [
+    "Bäckerei", "Gärtnerei", "Kanzlei", "Schreinerei", "Hebammenpraxis", "Druckerei",
+]  # fmt: skip
 _NETS: Final = ("192.0.2", "198.51.100", "203.0.113")
 _LETTERS: Final = "bcdfghjklmnpqrstvwxz"
 
@@ -95,19 +69,9 @@ class Person:
     def planted(self) -> dict[str, str]:
         """Each value under a name that says whose and what it is."""
         kinds = [
-            "name",
-            "email",
-            "username",
-            "session",
-            "ipv4",
-            "ipv6",
-            "phone",
-            "iban",
-            "card",
-            "street",
-            "password",
-            "api_token",
-        ]
+            "name", "email", "username", "session", "ipv4", "ipv6", "phone",
+            "iban", "card", "street", "password", "api_token",
+        ]  # fmt: skip
         values = {kind: str(getattr(self, kind)) for kind in kinds}
         values["account"] = str(self.account)
         values["birth date"] = self.birth_date

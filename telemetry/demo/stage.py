@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from secrets import token_hex
 from types import TracebackType
@@ -21,12 +22,16 @@ from typing import Any, Final, Self
 from urllib.error import URLError
 from urllib.request import urlopen
 
+import msgspec
+
 from telemetry.admin import NotRunningError, ask
+from telemetry.brokers import DEAD, HELD, SEALED, clean
 from telemetry.config import Settings
 from telemetry.demo.clients import Driven, drive
 from telemetry.demo.people import World
 from telemetry.demo.recorder import Recorder
 from telemetry.errors import ConfigError
+from telemetry.run import open_broker
 from telemetry.testing.heap import HeapStandIn
 from telemetry.testing.leaks import Finding, Leaks, files_under, received_by
 from telemetry.testing.sentry import SentryStandIn
@@ -37,6 +42,8 @@ _START_S: Final = 30.0
 _STOP_S: Final = 30.0
 _DRAIN_S: Final = 40.0
 _POLL_S: Final = 0.1
+_POLL_EVENTS: Final = 500
+_KAFKA: Final = "kafka"
 _URL = re.compile(rb"http://<any-key>@(127\.0\.0\.1:\d+)/")
 _ADMIN = re.compile(rb"http://(127\.0\.0\.1:\d+)/metrics")
 _RUN: Final = "import sys; from telemetry.cli import main; sys.argv[0] = 'telemetry'; main()"
@@ -149,16 +156,39 @@ class Pipeline:
 
 
 def _config(settings: Settings) -> str:
-    """Write the settings of the child: its broker, with topics that nobody else has."""
+    """Write the settings of the child: its broker."""
     broker = settings.broker
-    lines = ["[broker]", f'kind = "{broker.kind}"']
-    if broker.kind == "kafka":
+    lines = [f'kind = "{broker.kind}"']
+    if broker.kind == _KAFKA:
         lines += [
             f'bootstrap = "{broker.bootstrap}"',
-            f'topic_prefix = "{broker.topic_prefix}-demo-{token_hex(4)}"',
+            f'topic_prefix = "{broker.topic_prefix}"',
             f'api_version = "{broker.api_version}"',
         ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(["[broker]", *lines, ""])
+
+
+def _with_own_topics(settings: Settings) -> Settings:
+    """Give the demo topics that nobody else has."""
+    prefix = f"{settings.broker.topic_prefix}-demo-{token_hex(4)}"
+    return msgspec.structs.replace(
+        settings, broker=msgspec.structs.replace(settings.broker, topic_prefix=prefix)
+    )
+
+
+def _stored(settings: Settings) -> Iterator[tuple[str, bytes]]:
+    """Read what lies on Kafka, as its administrator could."""
+    broker = open_broker(settings)
+    try:
+        for stream in (SEALED, DEAD, HELD, clean("heap"), clean("sentry")):
+            while (polled := broker.poll(stream, "search", _POLL_EVENTS)).parcels:
+                for parcel in polled.parcels:
+                    fields = [getattr(parcel, entry.name) for entry in dataclass_fields(parcel)]
+                    raw = [f if isinstance(f, bytes) else str(f).encode() for f in fields]
+                    yield f"topic {stream}", b"\n".join(raw)
+                broker.finish(polled, {}, {})
+    finally:
+        broker.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,8 +198,8 @@ class Evidence:
     Attributes:
         books: As ``telemetry books --json`` gives them.
         seconds: From the first request until the last delivery.
-        sent: What clients sent, by place. published: What the pipeline printed and showed, and
-            its files while it ran.
+        published: What the pipeline printed and showed, its files while it ran, and what it left
+            on Kafka.
     """
 
     world: World
@@ -222,6 +252,7 @@ def perform(
         ConfigError: Pipeline or applications do not start, or do not work any more.
     """
     world = World(people=people)
+    settings = _with_own_topics(settings)
     with ExitStack() as stack:
         progress("starting the pipeline", 0, 1)
         heap, sentry = stack.enter_context(HeapStandIn()), stack.enter_context(SentryStandIn())
@@ -237,6 +268,8 @@ def perform(
         # A file of the running log may hold what its orderly end would have tidied away.
         published += [(f"running, {name}", data) for name, data in files_under(state)]
     published.append(("output of the pipeline", pipeline.output()))
+    if settings.broker.kind == _KAFKA:
+        published += _stored(settings)
     return Evidence(
         world=world,
         driven=driven,
