@@ -6,7 +6,7 @@ like; this module knows what *this* person's address is, and so finds what has n
 
 from __future__ import annotations
 
-import base64
+import binascii
 import html
 import json
 import re
@@ -98,11 +98,11 @@ class KnownValues:
         """Tell whether one of the values stands in a text."""
         if not self._pairs:
             return False
-        if self._folded is None:
-            self._prepare()
-        data = searchable(text).encode()
+        if not self._cores:
+            self._outline()
+        data = (text if text.isascii() else searchable(text)).encode()
         folded = data.lower()
-        # Most texts hold none: a quarter of the searches tells so.
+        # Most texts hold none, and a few searches tell so; the rest is worked out only on a hit.
         if not any(core in folded for core in self._cores) and not any(
             core in data for core in self._exact_cores
         ):
@@ -167,14 +167,20 @@ class KnownValues:
                 for text in _base64_cores(raw):
                     exact.setdefault(text, _Needle(text, kind, "base64"))
         self._folded, self._exact = tuple(folded.values()), tuple(exact.values())
-        self._cores = tuple(
-            {
-                *(core for kind, value in self._pairs for core in _cores(kind, value)),
-                *(needle.text for needle in self._folded if needle.mode == "exact"),
-                *(needle.text.lower() for needle in self._exact if needle.mode == "plain"),
-            }
-        )
-        self._exact_cores = tuple(needle.text for needle in self._exact if needle.mode == "base64")
+
+    def _outline(self) -> None:
+        """Work out texts of which one stands wherever a value does, in whatever encoding."""
+        folded: set[bytes] = set()
+        exact: set[bytes] = set()
+        for kind, value in self._pairs:
+            folded.update(_cores(kind, value))
+            raw = value.encode()
+            if kind == "name":
+                folded.update(p.encode().lower() for p in re.findall(r"[^\W\d_]{4,}", value))
+            if len(value) >= _MIN_ANYWHERE and len(raw) >= _MIN_ENCODED:
+                folded.add(raw.hex().encode())
+                exact |= _base64_cores(raw)
+        self._cores, self._exact_cores = tuple(folded), tuple(exact)
 
 
 def _cores(kind: str, value: str) -> Iterator[bytes]:
@@ -223,11 +229,13 @@ def _base64_cores(raw: bytes) -> set[bytes]:
     """Return the characters that `raw` alone decides, at each of three alignments."""
     cores = set()
     for lead in range(3):
-        whole = base64.b64encode(bytes(lead) + raw)
+        whole = binascii.b2a_base64(bytes(lead) + raw, newline=False)
         first = (lead * 8 + 5) // 6
         last = (lead + len(raw)) * 8 // 6
         core = whole[first:last]
-        cores |= {core, core.replace(b"+", b"-").replace(b"/", b"_")}
+        cores.add(core)
+        if b"+" in core or b"/" in core:
+            cores.add(core.replace(b"+", b"-").replace(b"/", b"_"))
     return cores
 
 

@@ -225,11 +225,11 @@ class Forwarder:
             return False
         tasks = [self._admit(parcel) for parcel in polled.parcels]
         while True:
-            if self._stop.is_set():
-                return False
             pending = self._pending(tasks)
             if not pending:
                 break
+            if self._stop.is_set():
+                return False
             if self.paused:
                 await self._rest(_PAUSE_LOOK_S)
                 continue

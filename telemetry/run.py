@@ -12,9 +12,9 @@ import importlib
 import inspect
 import os
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -31,7 +31,7 @@ from telemetry.config import Bind, RecipientSettings, Settings
 from telemetry.edge import Edge
 from telemetry.errors import BrokerError, ConfigError
 from telemetry.forward import Forwarder, Rate
-from telemetry.gateway import Gateway, Projects
+from telemetry.gateway import Gateway, Limits, Projects
 from telemetry.identity import (
     Identity,
     initialise_development,
@@ -49,7 +49,8 @@ __all__ = ["Runner", "Storage", "open_broker"]
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.run")
 _T = TypeVar("_T")
-_DRAIN_S: Final = 10.0
+_DRAIN_S: Final = 8.0
+"""How long a stop waits for requests under way, on both sides at once: over within ten."""
 
 
 class Storage:
@@ -229,7 +230,12 @@ class Runner:
                 for r in policy.recipients[name].rates
             ]
             self.forwarders[name] = Forwarder(
-                name, sink, self.storage.broker, call=self.storage.call, rates=rates
+                name,
+                sink,
+                self.storage.broker,
+                call=self.storage.call,
+                rates=rates,
+                drain_s=_DRAIN_S,
             )
         await self._listen()
 
@@ -254,16 +260,19 @@ class Runner:
             environment=settings.environment,
             trusted_proxies=settings.gateway.trusted_proxies,
             events_per_minute=settings.gateway.events_per_minute,
+            limits=Limits(stop_s=_DRAIN_S),
             ready=lambda: not self.pseudonymizer.holding,
             count=self._count,
         )
         self.gateway = gateway
         self.admin = Admin(self)
-        self.admin_address = await self.admin.start(
-            admin_bind.host, admin_bind.port, settings.state_dir / "admin.sock"
-        )
         self._open.push_async_callback(self.admin.stop)
-        self.address = await gateway.start(bind.host, bind.port)
+        with _taken("admin_bind", settings.admin_bind):
+            self.admin_address = await self.admin.start(
+                admin_bind.host, admin_bind.port, settings.state_dir / "admin.sock"
+            )
+        with _taken("bind", settings.bind):
+            self.address = await gateway.start(bind.host, bind.port)
 
     def _count(self, name: str, labels: tuple[str, ...], number: int) -> None:
         self.seen[name, labels] += number
@@ -332,9 +341,9 @@ class Runner:
 
     async def close(self) -> None:
         """Stop taking, finish what is in flight, let go of everything. Nothing taken is lost."""
+        self._stop.set()
         if self.gateway is not None:
             await self.gateway.stop()
-        self._stop.set()
         if self._loops:
             _, late = await asyncio.wait(self._loops, timeout=_DRAIN_S)
             for task in late:
@@ -348,6 +357,18 @@ class Runner:
             lambda: (self.storage.broker.books(), self.storage.broker.pending())
         )
         return Books(entries, pending, tuple(self.sinks))
+
+
+@contextmanager
+def _taken(name: str, address: str) -> Iterator[None]:
+    """Say which setting names an address on which we cannot listen."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{name} {address} cannot be listened on: {os.strerror(error.errno or 0)}.",
+            remedy="End what listens there, or name another address.",
+        ) from None
 
 
 _RECIPIENT_KEYS: Final = (*(f.name for f in msgspec.structs.fields(RecipientSettings)), "api_key")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,8 +57,16 @@ async def _serve(settings: Settings) -> None:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def ask_to_stop() -> None:
+        if stop.is_set():
+            # Asked twice: somebody does not want to wait. The log stands a kill at any moment.
+            os._exit(EXIT_NO)
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, ask_to_stop)
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)
     runner = Runner(settings, lambda line: console.print(f"[yellow]{line}[/]"))
     try:
         await runner.open()
