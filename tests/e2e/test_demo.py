@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from scrubbers import engine
-from telemetry.cli import demo
+from telemetry.cli import app, demo
 from telemetry.config import Settings
+from telemetry.demo import stage
 from telemetry.demo.clients import Driven, drive
 from telemetry.demo.people import World
 from telemetry.demo.recorder import Recorder
@@ -137,6 +139,25 @@ def test_a_leak_a_missing_value_and_a_wrong_count_are_each_noticed(
     wrong: dict[str, Any] = {**evidence.books, "delivered": {"heap": 1, "sentry": 1}}
     complaints = judge(replace(evidence, books=wrong)).complaints
     assert sum("The books say" in one for one in complaints) == 2
+
+
+def test_a_leak_makes_the_command_fail_and_say_so_even_if_nothing_can_be_explained(
+    evidence: Evidence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    person = evidence.world.people[3]
+    (tmp_path / "forgotten").write_text(person.iban)
+    nobody = replace(evidence, state=tmp_path, driven=Driven())
+    monkeypatch.setattr(stage, "perform", lambda *_, **__: nobody)
+    answered = CliRunner().invoke(app, ["demo"])
+    assert answered.exit_code == 1
+    assert "person 4: iban, plain, in file forgotten" in answered.output
+    assert "did not arrive" in answered.output
+    assert person.iban not in answered.output
+
+    answered = CliRunner().invoke(app, ["demo", "--json"])
+    assert answered.exit_code == 1
+    leaks = json.loads(answered.output.splitlines()[-1])["leaks"]
+    assert leaks == [{"name": "person 4: iban", "form": "plain", "place": "file forgotten"}]
 
 
 def command(*more: str, **environ: str) -> subprocess.CompletedProcess[str]:
