@@ -180,9 +180,13 @@ ITEMS = st.builds(
     kind=KINDS,
     raw=st.one_of(
         st.binary(max_size=40),
-        st.sampled_from([b"{}", b"[]", b'{"event":"page viewed"}', b'{"event":1}', b'{"errors":1e999}']),
+        st.sampled_from(
+            [b"{}", b"[]", b'{"event":"page viewed"}', b'{"event":1}', b'{"errors":1e999}']
+        ),
         st.dictionaries(
-            st.sampled_from(["event", "time", "timestamp", "account", "event_id", "user", "started"]),
+            st.sampled_from(
+                ["event", "time", "timestamp", "account", "event_id", "user", "started"]
+            ),
             st.one_of(
                 st.sampled_from(["page viewed", "search used", years_ago(2), 42, "42", 1e300]),
                 st.integers(),
@@ -193,7 +197,7 @@ ITEMS = st.builds(
     ),
     event_id=st.sampled_from(["", "", "ab" * 16]),
     refused=st.sampled_from(["", "", "", "kind_span"]),
-)  # fmt: skip
+)
 
 
 @settings(
