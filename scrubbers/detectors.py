@@ -30,6 +30,7 @@ except ImportError:  # musl and CPython 3.15 have no wheel; `compile` says so, n
 __all__ = ["SEPARATOR", "Detector", "Detectors", "searchable"]
 
 SEPARATOR = "\x1e"
+_SEPARATOR_BYTE = SEPARATOR.encode()
 """Stands between the fields of an event when they are searched as one text."""
 
 _MAX_ANCHOR_POSITIONS = 16
@@ -198,6 +199,23 @@ class Detectors:
     def gate_bytes(self, data: bytes) -> bool:
         """As `gate`, for the UTF-8 bytes of a text in its searchable form."""
         return self._gate.hits(data)
+
+    def anchors(self, data: bytes) -> Iterator[Span]:
+        """Yield where anchors hit, from left to right; nothing outside these places can be found.
+
+        Args:
+            data: UTF-8 bytes of texts in their searchable form, joined with `SEPARATOR`.
+        """
+        position = 0
+        while True:
+            start, end = self._gate.spans(data, position)[0]
+            if start < 0:
+                return
+            yield start, end
+            # Behind the end of the text: its other anchors would tell nothing new.
+            position = data.find(_SEPARATOR_BYTE, end)
+            if position < 0:
+                return
 
     def candidates(self, data: bytes) -> Iterator[_Row]:
         """Yield the rows whose anchor hits, in the order of the table."""

@@ -9,13 +9,15 @@ treatment is compiled from ``schemas/*.avsc`` (`telemetry.schema`); this module 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import accumulate
 from typing import Any, Final, NamedTuple, Protocol
 
 from scrubbers.address import AddressProfile, truncate_ip
-from scrubbers.detectors import Detectors
+from scrubbers.detectors import SEPARATOR, Detectors, searchable
 from scrubbers.known_values import KnownValues
 from scrubbers.model import AddressError, Remark, Scrubbed
 from scrubbers.text import Numbering, redact_text
@@ -25,13 +27,13 @@ from scrubbers.user_agent import reduce_user_agent
 
 __all__ = ["FORMATS", "KEY", "Ledger", "Outcome", "Rules", "Slot", "Treatments", "rescrub", "scrub"]
 
-SEPARATOR: Final = "\x1e"
 KEY: Final = object()
 """In a `Slot`: the text is a key of an open map, not a value."""
 
 Path = tuple[str | int, ...]
-Slot = tuple[Any, Any, str, Path, Path]
-"""Owner (object, list or dict), attribute or index, text, path of the record, rest of the path."""
+Slot = tuple[Any, Any, str, Path, Path, bool]
+"""Owner (object, list or dict), attribute or index, text, path of the record, rest of the path, and
+whether it is text of the program (see `Ledger.statics`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,8 +100,20 @@ _EMPTY: Final = frozenset(("", "null", "None", "[Filtered]"))
 _LEVELS: Final = {10: "debug", 20: "info", 30: "warning", 40: "error", 50: "fatal"}
 _HEX = re.compile(r"(?:0x)?[0-9a-fA-F-]{1,72}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:/-]{0,63}|[0-9]{1,20}")
+# name@version as Sentry has it, or a version or commit alone. What is not of this form is redacted:
+# an address could stand there.
+_RELEASE = re.compile(
+    r"(?:[A-Za-z][A-Za-z0-9_./-]{0,63}@)?(?:v?[0-9]{1,8}(?:\.[0-9]{1,8}){0,4}(?:[-+][0-9A-Za-z.-]{1,40})?"
+    r"|[0-9a-f]{40})"
+)
 _METHOD = re.compile(r"[A-Za-z]{1,16}")
 _LEVEL = re.compile(r"fatal|critical|error|warning|warn|info|log|debug|trace|[1-5]0")
+# Years 1970 to 2199; days are not checked against their month: nothing is counted with this text.
+_UTC_TEXT = re.compile(
+    r"(?:19[7-9]\d|2[01]\d\d)-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])T(?:[01]\d|2[0-3]):[0-5]\d"
+    r":[0-5]\d(?:\.\d{1,9})?(?:Z|\+00:00)",
+    re.ASCII,
+)
 _IDENTIFIER = re.compile(r"[A-Za-z_$][A-Za-z0-9_$.]{0,63}")
 
 
@@ -117,11 +131,36 @@ def _matching(pattern: re.Pattern[str]) -> Callable[[str], str | None]:
     return lambda text: text if pattern.fullmatch(text) else None
 
 
+class _Memo(dict[str, str]):
+    """Remembers texts that have a form, so that the few words of a field cost one look-up.
+
+    A text that does not have it is not kept: it could be anything.
+    """
+
+    def __init__(self, form: Callable[[str], str | None]) -> None:
+        super().__init__()
+        self._form = form
+
+    def read(self, text: str) -> str | None:
+        """Give the text in its form, or None."""
+        known = self.get(text)
+        if known is not None:
+            return known
+        fitting = self._form(text)
+        if fitting is not None and len(self) < _MEMO:
+            self[text] = fitting
+        return fitting
+
+
+_MEMO: Final = 1024
+
 FORMATS: Final[Mapping[str, Callable[[str], str | None]]] = {
+    # Ids differ from event to event: remembering them would only fill the memory.
     "hex": _matching(_HEX),
-    "name": _matching(_NAME),
-    "method": _matching(_METHOD),
-    "level": _level,
+    "name": _Memo(_matching(_NAME)).read,
+    "method": _Memo(_matching(_METHOD)).read,
+    "level": _Memo(_level).read,
+    "release": _Memo(_matching(_RELEASE)).read,
     # The caller has compared the text with a list already: names of declared analytics events.
     "declared": lambda text: text,
 }
@@ -138,6 +177,7 @@ class Ledger:
         "identifiers",
         "known",
         "remarks",
+        "statics",
         "texts",
         "treatments",
     )
@@ -146,6 +186,10 @@ class Ledger:
         self.treatments = treatments
         self.client_address = client_address
         self.texts: list[str] = []
+        # Text of the program itself: source lines, functions, files. Detectors look at it, but the
+        # request's own values are not looked for: account 4711 must not change a line that says
+        # 4711, or one error would become as many as there are accounts.
+        self.statics: list[str] = []
         self.remarks: list[Remark] = []
         self.identifiers: list[tuple[str, str | int]] = []
         self.known: list[tuple[str, str]] = []
@@ -230,12 +274,24 @@ class Ledger:
             self.remarks.append(Remark((*path, name), "truncate_ip", "reduce"))
         return prefix or None
 
-    def url(self, value: str, path: Path, name: str, *, keep_path: bool) -> str:
-        """Reduce a URL or file path; what is left is still scanned as text."""
-        reduced = reduce_url(value, keep_path=keep_path)
+    def url(self, value: str, path: Path, name: str) -> str | None:
+        """Reduce a URL to its template; what is left is still scanned as text."""
+        reduced = reduce_url(value)
         if reduced != value:
             self.remarks.append(Remark((*path, name), "reduce_url", "reduce"))
+        if not reduced:
+            return None
         self.texts.append(reduced)
+        return reduced
+
+    def file(self, value: str, path: Path, name: str) -> str | None:
+        """Take users and queries out of a file's path or URL; the rest of the path stays."""
+        reduced = reduce_url(value, keep_path=True)
+        if reduced != value:
+            self.remarks.append(Remark((*path, name), "reduce_url", "reduce"))
+        if not reduced:
+            return None
+        self.statics.append(reduced)
         return reduced
 
     def user_agent(self, value: str, path: Path, name: str) -> str | None:
@@ -252,6 +308,9 @@ class Ledger:
 
         Takes RFC 3339 text (without an offset: UTC, as Sentry defines it) or seconds since 1970.
         """
+        # What SDKs write most, many times in an event, is cut as text.
+        if type(value) is str and self.treatments.grain_s == 1 and _UTC_TEXT.fullmatch(value):
+            return f"{value[:19]}Z"
         at = self.moment(value)
         if at is None:
             self.invalid(path, name)
@@ -289,54 +348,49 @@ class Ledger:
 
     def shape(self, value: Mapping[str, Any], path: Path, name: str) -> dict[str, str] | None:
         """Keep the names of variables and the class of their values, never content or length."""
-        shapes = {
-            key if _IDENTIFIER.fullmatch(key) else "<key>": _shape(bytes(raw))
-            for key, raw in value.items()
-        }
+        shapes = {_read_variable(key) or "<key>": _shape(bytes(raw)) for key, raw in value.items()}
         if not shapes:
             return None
-        self.texts.extend(shapes)
+        self.statics.extend(shapes)
         self.remarks.append(Remark((*path, name), "shape", "reduce"))
         return shapes
 
 
-_SHAPES: Final = frozenset(("null", "bool", "number", "text", "list", "map", "object", "empty"))
-_BY_FIRST: Final = {
-    ord("["): "list",
-    ord("{"): "map",
-    ord("t"): "bool",
-    ord("f"): "bool",
-    ord("n"): "null",
-    **dict.fromkeys(b"-0123456789", "number"),
+_read_variable = _Memo(_matching(_IDENTIFIER)).read
+_SHAPES: Final = ("null", "bool", "number", "text", "list", "map", "object", "empty")
+_NUMBER: Final = "-0123456789"
+# By the first two bytes of the JSON. SDKs send locals as their ``repr``: a text that shows it.
+_SHAPE_BY_START: Final[Mapping[bytes, str]] = {
+    start.encode(): shape
+    for first, shape in (
+        *((f"{digit}", "number") for digit in _NUMBER),
+        ("t", "bool"),
+        ("f", "bool"),
+        ("n", "null"),
+        ("[", "list"),
+        ("{", "map"),
+        *((f'"{digit}', "number") for digit in _NUMBER),
+        ('"[', "list"),
+        ('"(', "list"),
+        ('"{', "map"),
+        ('"<', "object"),
+    )
+    for start in ([first] if len(first) > 1 else [first, *(first + chr(n) for n in range(32, 127))])
 }
-_REPR_BY_FIRST: Final = {
-    ord("["): "list",
-    ord("("): "list",
-    ord("{"): "map",
-    ord("<"): "object",
-    **dict.fromkeys(b"-0123456789", "number"),
-}
-_WORDS: Final = {
-    b"None": "null",
-    b"null": "null",
-    b"undefined": "null",
-    b"True": "bool",
-    b"False": "bool",
+_SHAPE_BY_WORD: Final[Mapping[bytes, str]] = {
+    **{f'"{shape}"'.encode(): shape for shape in _SHAPES},
+    **dict.fromkeys((b'"None"', b'"null"', b'"undefined"'), "null"),
+    **dict.fromkeys((b'"True"', b'"False"'), "bool"),
+    **dict.fromkeys(
+        (b'""', b"\"''\"", b'"\\"\\""', b'"[]"', b'"{}"', b'"()"', b"[]", b"{}"), "empty"
+    ),
+    b'"[Filtered]"': "text",  # what sentry-sdk writes for a name it knows
 }
 
 
 def _shape(raw: bytes) -> str:
-    """Class of a JSON value. SDKs send locals as their ``repr``: a text that shows the class."""
-    if raw[0] != ord('"'):
-        return "empty" if raw in (b"[]", b"{}") else _BY_FIRST.get(raw[0], "text")
-    text = raw[1:-1]
-    if (own := text.decode("ascii", "replace")) in _SHAPES:
-        return own
-    if text in (b"", b"''", b'\\"\\"', b"[]", b"{}", b"()"):
-        return "empty"
-    if text == b"[Filtered]":  # what sentry-sdk writes for a name it knows
-        return "text"
-    return _WORDS.get(text) or _REPR_BY_FIRST.get(text[0], "text")
+    """Class of a JSON value; never what it holds or how long it is."""
+    return _SHAPE_BY_WORD.get(raw) or _SHAPE_BY_START.get(raw[:2], "text")
 
 
 def scrub(
@@ -391,27 +445,28 @@ def _outcome(contract: Any, rules: Rules, ledger: Ledger) -> Outcome:
 
 
 def _redact(contract: Any, rules: Rules, ledger: Ledger) -> None:
-    """Scan all free text in one pass; only if something may be there, go text by text."""
-    texts = ledger.texts
-    if not texts:
-        return
+    """Scan all free text in one pass; only where something may be, go text by text."""
     detectors = rules.treatments.detectors
-    joined = SEPARATOR.join(texts)
-    known = KnownValues(ledger.known) if ledger.known else None
-    suspicious = detectors.gate(joined)
-    named = known is not None and known.found_in(joined)
-    # A text that holds the separator itself could hide where it ends.
-    torn = joined.count(SEPARATOR) != len(texts) - 1
-    if not (suspicious or named or torn):
+    known = KnownValues(ledger.known) if ledger.known and ledger.texts else None
+    texts = _suspects(ledger.texts, detectors, known)
+    statics = _suspects(ledger.statics, detectors, None)
+    if not texts and not statics:
         return
     numbering = Numbering()
-    for owner, key, text, path, tail in rules.slots(contract, ()):
-        if not torn and not (
-            (suspicious and detectors.gate(text))
-            or (named and known is not None and known.found_in(text))
-        ):
-            continue
-        redacted, remarks = redact_text(text, detectors, known=known, numbering=numbering)
+    # Texts were gathered in the order in which the slots come; a test holds the two together.
+    here = there = -1
+    for owner, key, text, path, tail, static in rules.slots(contract, ()):
+        if static:
+            there += 1
+            if there not in statics:
+                continue
+        else:
+            here += 1
+            if here not in texts:
+                continue
+        redacted, remarks = redact_text(
+            text, detectors, known=None if static else known, numbering=numbering
+        )
         if not remarks:
             continue
         if key is KEY:
@@ -425,3 +480,34 @@ def _redact(contract: Any, rules: Rules, ledger: Ledger) -> None:
             setattr(owner, key, redacted)
         where = (*path, *tail)
         ledger.remarks.extend(remark._replace(path=where) for remark in remarks)
+
+
+def _suspects(texts: list[str], detectors: Detectors, known: KnownValues | None) -> Collection[int]:
+    """Give the places of the texts that may hold something.
+
+    All of them are scanned as one; clean, the common case, costs that one pass.
+    """
+    if not texts:
+        return ()
+    joined = SEPARATOR.join(texts)
+    # A text that holds the separator itself could hide where it ends: look at each.
+    if joined.count(SEPARATOR) != len(texts) - 1:
+        return range(len(texts))
+    if not joined.isascii():
+        searched = [searchable(text) for text in texts]
+        joined = SEPARATOR.join(searched)
+        if joined.count(SEPARATOR) != len(texts) - 1:
+            return range(len(texts))
+    else:
+        searched = texts
+    data = joined.encode()
+    found: set[int] = set()
+    if any(True for _ in detectors.anchors(data)):
+        ends = list(accumulate(len(text.encode()) + 1 for text in searched))
+        for start, end in detectors.anchors(data):
+            # An anchor may begin with the separator: then what it found is behind it.
+            first = bisect_right(ends, start)
+            found.update(range(first, bisect_right(ends, max(start, end - 1)) + 1))
+    if known is not None and known.found_in(joined):
+        found.update(n for n, text in enumerate(texts) if known.found_in(text))
+    return found

@@ -6,7 +6,7 @@ like; this module knows what *this* person's address is, and so finds what has n
 
 from __future__ import annotations
 
-import base64
+import binascii
 import html
 import json
 import re
@@ -69,7 +69,7 @@ class KnownValues:
     KnownValues(2)
     """
 
-    __slots__ = ("_exact", "_folded", "_pairs")
+    __slots__ = ("_cores", "_exact", "_exact_cores", "_folded", "_pairs")
 
     def __init__(self, values: Iterable[tuple[str, str]]) -> None:
         pairs = {}
@@ -82,6 +82,8 @@ class KnownValues:
         self._pairs = tuple((pairs[form], form) for form in longest)
         self._folded: tuple[_Needle, ...] | None = None
         self._exact: tuple[_Needle, ...] = ()
+        self._cores: tuple[bytes, ...] = ()
+        self._exact_cores: tuple[bytes, ...] = ()
 
     def __repr__(self) -> str:
         return f"KnownValues({len(self._pairs)})"
@@ -96,7 +98,15 @@ class KnownValues:
         """Tell whether one of the values stands in a text."""
         if not self._pairs:
             return False
-        data = searchable(text).encode()
+        if not self._cores:
+            self._outline()
+        data = (text if text.isascii() else searchable(text)).encode()
+        folded = data.lower()
+        # Most texts hold none, and a few searches tell so; the rest is worked out only on a hit.
+        if not any(core in folded for core in self._cores) and not any(
+            core in data for core in self._exact_cores
+        ):
+            return False
         return next(self._hits(data), None) is not None
 
     def spans(
@@ -158,6 +168,35 @@ class KnownValues:
                     exact.setdefault(text, _Needle(text, kind, "base64"))
         self._folded, self._exact = tuple(folded.values()), tuple(exact.values())
 
+    def _outline(self) -> None:
+        """Work out texts of which one stands wherever a value does, in whatever encoding."""
+        folded: set[bytes] = set()
+        exact: set[bytes] = set()
+        for kind, value in self._pairs:
+            folded.update(_cores(kind, value))
+            raw = value.encode()
+            if kind == "name":
+                folded.update(p.encode().lower() for p in re.findall(r"[^\W\d_]{4,}", value))
+            if len(value) >= _MIN_ANYWHERE and len(raw) >= _MIN_ENCODED:
+                folded.add(raw.hex().encode())
+                exact |= _base64_cores(raw)
+        self._cores, self._exact_cores = tuple(folded), tuple(exact)
+
+
+def _cores(kind: str, value: str) -> Iterator[bytes]:
+    """Yield texts of which one stands in each spelling and encoding but hex and Base64.
+
+    No encoding changes an ASCII letter or digit, and no spelling divides a run of them.
+    """
+    # Bytes fold ASCII only: folding text can make a letter of what was none.
+    raw = value.encode().lower()
+    # Of an address the part before the @: `example` and `com` stand in many texts.
+    if runs := re.findall(rb"[a-z0-9]+", raw.partition(b"@")[0]) or re.findall(rb"[a-z0-9]+", raw):
+        yield max(runs, key=len)
+        return
+    for spelling in _spellings(kind, value):
+        yield from _encodings(spelling)
+
 
 def _spellings(kind: str, value: str) -> Iterator[str]:
     """Yield a value as people and software write it, all in lower case but for other scripts."""
@@ -190,11 +229,13 @@ def _base64_cores(raw: bytes) -> set[bytes]:
     """Return the characters that `raw` alone decides, at each of three alignments."""
     cores = set()
     for lead in range(3):
-        whole = base64.b64encode(bytes(lead) + raw)
+        whole = binascii.b2a_base64(bytes(lead) + raw, newline=False)
         first = (lead * 8 + 5) // 6
         last = (lead + len(raw)) * 8 // 6
         core = whole[first:last]
-        cores |= {core, core.replace(b"+", b"-").replace(b"/", b"_")}
+        cores.add(core)
+        if b"+" in core or b"/" in core:
+            cores.add(core.replace(b"+", b"-").replace(b"/", b"_"))
     return cores
 
 

@@ -146,7 +146,11 @@ def reduce_url(url: str, *, keep_path: bool = False) -> str:
     >>> reduce_url("/home/jane/app/views.py", keep_path=True)
     '/home/<user>/app/views.py'
     """
-    return _reduce(str(url), keep_path)
+    text = str(url)
+    # What no encoding can write (lone surrogates) stops no later step.
+    if not text.isascii():
+        text = text.encode("utf-8", "replace").decode("utf-8")
+    return _reduce(text, keep_path)
 
 
 @lru_cache(maxsize=_CACHE_SIZE)

@@ -1,4 +1,4 @@
-"""What applications call. Never raises, never waits: an event is copied, queued, and that is all.
+"""What stands behind the public calls: an event is copied, queued, and scrubbed in the background.
 
 Scrubbing happens on the hand-over's background thread, by the same code and the same policy as in
 the gateway (`telemetry.edge`). What is sent holds identifiers only where they belong: the gateway
@@ -8,7 +8,6 @@ telemetry has a problem, except by `stats`.
 
 from __future__ import annotations
 
-import atexit
 import functools
 import json
 import logging
@@ -23,8 +22,7 @@ from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
-from uuid import UUID
-from zoneinfo import ZoneInfo
+from uuid import UUID, uuid4
 
 import msgspec
 
@@ -36,27 +34,16 @@ if TYPE_CHECKING:
     from scrubbers.engine import Outcome
     from telemetry.edge import Edge
 
-__all__ = [
-    "Client",
-    "active",
-    "capture_exception",
-    "capture_message",
-    "flush",
-    "identify",
-    "init",
-    "last_event_id",
-    "request",
-    "shutdown",
-    "stats",
-    "track",
-]
+__all__ = ["EXIT_S", "Client", "activate", "active", "count", "lost", "never_raising"]
 
 log = logging.getLogger("telemetry")
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-_EXIT_S: Final = 2.0
+EXIT_S: Final = 2.0
+"""Longest time that the end of a process waits for the gateway."""
+
 _DEVELOPMENT: Final = "development"
 _NAMES_EXPLAINED: Final = 100
 _SHOWABLE: Final = re.compile(r"[A-Za-z][A-Za-z _.-]{0,63}")
@@ -106,6 +93,7 @@ class Client:
         self.handover = Handover(
             destination,
             self._prepare,
+            warm=self._warm,
             name=service,
             max_events=max_events,
             max_bytes=max_bytes,
@@ -234,8 +222,13 @@ class Client:
             return _envelope(_ITEM_TYPES[entry.kind], raw, event_id)
         data = msgspec.json.decode(event) if data is None else data
         data["kind"] = entry.kind
-        data.setdefault("event_id", _new_event_id())
+        # Given here, so that it stays the same however often the event is sent.
+        data.setdefault("event_id", uuid4().hex)
         return msgspec.json.encode(data)
+
+    def _warm(self) -> None:
+        if self._scrub is None and self._edge is None and not self._refuses:
+            self._load()
 
     def _outcome(self, entry: Entry) -> Outcome | str | None:
         """Scrub; None if that is impossible here and the gateway may be trusted to do it."""
@@ -330,12 +323,6 @@ def _envelope(item_type: str, payload: bytes, event_id: str) -> bytes:
     return b"\n".join((msgspec.json.encode(header), msgspec.json.encode(item), payload, b""))
 
 
-def _new_event_id() -> str:
-    from telemetry.edge import uuid7_hex  # noqa: PLC0415 - loaded by now
-
-    return uuid7_hex()
-
-
 # Copying foreign values ---------------------------------------------------------------------------
 
 
@@ -419,7 +406,10 @@ class _Copying:
 
 def _has_plain_zone(value: datetime) -> bool:
     """Tell whether asking for the offset runs only code of the standard library."""
-    return value.tzinfo is None or type(value.tzinfo) in (timezone, ZoneInfo)
+    kind = type(value.tzinfo)
+    # Importing zoneinfo costs as much as the rest of this package; who has one has imported it.
+    zoneinfo = sys.modules.get("zoneinfo")
+    return kind in (type(None), timezone, zoneinfo.ZoneInfo if zoneinfo else timezone)
 
 
 def _encoded(data: Any) -> bytes:
@@ -430,7 +420,7 @@ def _encoded(data: Any) -> bytes:
         return json.dumps(data, default=lambda _: None, skipkeys=True).encode("ascii")
 
 
-# The module's own client --------------------------------------------------------------------------
+# The client of this process ----------------------------------------------------------------------
 
 _active: Client | None = None
 _switching = threading.Lock()
@@ -439,11 +429,25 @@ _lost: dict[str, int] = {}
 
 
 def active() -> Client | None:
-    """Give the client that `init` made, if any."""
+    """Give the client of this process, if there is one."""
     return _active
 
 
-def _count(what: str) -> None:
+def activate(client: Client | None) -> Client | None:
+    """Make `client` the one of this process; give the one before it."""
+    global _active
+    with _switching:
+        former, _active = _active, client
+    return former
+
+
+def lost() -> dict[str, int]:
+    """Count what happened to calls while there was no client."""
+    return dict(_lost)
+
+
+def count(what: str) -> None:
+    """Count something that happened to a call, with or without a client."""
     client = _active
     if client is not None:
         client.handover.count(what)
@@ -451,7 +455,7 @@ def _count(what: str) -> None:
         _lost[what] = _lost.get(what, 0) + 1
 
 
-def _never_raising(
+def never_raising(
     default: Callable[[], Any],
 ) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
     """Make a function safe to call from any application, with any arguments.
@@ -467,20 +471,18 @@ def _never_raising(
         def safe(*args: _P.args, **kwargs: _P.kwargs) -> _T:
             try:
                 return function(*args, **kwargs)
-            except Exception as error:  # noqa: BLE001 - the edge of the SDK
-                _count("failed_calls")
+            except Exception:  # noqa: BLE001 - the edge of the SDK
+                count("failed_calls")
                 wrong = [name for name in kwargs if name not in accepted]
                 if wrong:
-                    _count("wrong_keywords")
-                    if _active is not None and _active.development:
+                    count("wrong_keywords")
+                    if _in_development(kwargs):
                         raise ConfigError(
                             f"{function.__name__}() has no argument {wrong[0]!r}.",
                             remedy=f"It takes: {', '.join(accepted)}.",
                         ) from None
                     right: Any = {k: v for k, v in kwargs.items() if k in accepted}
                     return safe(*args, **right)
-                if isinstance(error, ConfigError) and function.__name__ == "init":
-                    log.warning("telemetry.init() failed, nothing is sent. %s", error)
                 result: _T = default()
                 return result
 
@@ -489,232 +491,8 @@ def _never_raising(
     return decorate
 
 
-@_never_raising(lambda: None)
-def init(  # noqa: PLR0913 - all of it optional but two
-    *,
-    service: str,
-    environment: str,
-    release: str | None = None,
-    url: str | None = None,
-    policy: str | None = None,
-    errors: bool = True,
-    allow_plain_http: bool = False,
-    max_events: int = 10_000,
-    max_bytes: int = 16 * 1024 * 1024,
-) -> None:
-    """Connect this process to a gateway. Call it once, at start; a second call replaces the first.
-
-    Args:
-        service: Name of the service.
-        environment: For example ``production``. In ``development`` a wrong call is an error.
-        release: Version of the application.
-        url: The gateway: ``http[s]://[key@]host[:port][/project]`` (a Sentry DSN is such a URL) or
-            ``unix:/path``. Default: ``TELEMETRY_URL``, else ``http://127.0.0.1:4180``.
-        policy: Folder of the policy. Default: ``TELEMETRY_POLICY``, else the shipped one.
-        errors: Initialise sentry-sdk, unless the application has done so.
-        allow_plain_http: Send over plain HTTP to another host; refused otherwise, because ids
-            could be read on the way.
-        max_events: Most events that wait while the gateway is away.
-        max_bytes: Most bytes that wait while the gateway is away.
-    """
-    global _active
-    client = Client(
-        service=service,
-        environment=environment,
-        release=release,
-        url=url,
-        policy=policy,
-        allow_plain_http=allow_plain_http,
-        max_events=max_events,
-        max_bytes=max_bytes,
-    )
-    with _switching:
-        former, _active = _active, client
-    if former is None:
-        atexit.register(_at_exit)
-    else:
-        former.handover.close(_EXIT_S)
-    if errors:
-        from telemetry.integrations import sentry  # noqa: PLC0415 - sentry-sdk, loaded when used
-
-        sentry.connect(client)
-
-
-@_never_raising(lambda: None)
-def track(
-    event: str,
-    *,
-    account: str | int | None = None,
-    organization: str | int | None = None,
-    session: str | None = None,
-    page: str | None = None,
-    properties: Mapping[str, Any] | None = None,
-) -> None:
-    """Record that a function of the application was used.
-
-    What is not given is taken from the current `request`. The event and its properties must be
-    declared in the policy's ``events.toml``; what is not declared is dropped.
-
-    Args:
-        event: Its declared name.
-        account: Id of the account. Becomes a token; never reaches a recipient.
-        organization: Id of the organization. Becomes a token.
-        session: Id of the session. Becomes a token.
-        page: Route template or URL; reduced to a template.
-        properties: A dict, copied before the call returns.
-    """
-    client = _active
-    if client is None:
-        _count("not_initialized")
-        return
-    client.track(
-        event,
-        account=account,
-        organization=organization,
-        session=session,
-        page=page,
-        properties=properties,
-    )
-
-
-@_never_raising(lambda: None)
-def identify(
-    account: str | int,
-    *,
-    organization: str | int | None = None,
-    properties: Mapping[str, Any] | None = None,
-) -> None:
-    """Record facts about an account, for example its plan.
-
-    Args:
-        account: Id of the account. Becomes a token.
-        organization: Id of its organization. Becomes a token.
-        properties: As declared in the policy's ``user_properties.toml``.
-    """
-    client = _active
-    if client is None:
-        _count("not_initialized")
-        return
-    client.identify(account, organization=organization, properties=properties)
-
-
-@_never_raising(Request)
-def request(
-    *,
-    method: str | None = None,
-    url: str | None = None,
-    route: str | None = None,
-    headers: Any = None,
-    client_ip: str | None = None,
-    account: str | int | None = None,
-    organization: str | int | None = None,
-    session: str | None = None,
-) -> Request:
-    """Say what the application is serving, for as long as the returned context is entered.
-
-    Events and errors inside it are completed from it, and its address, ids, cookies and
-    ``Authorization`` are removed wherever they turn up in an event.
-
-    Args:
-        method: HTTP method.
-        url: The URL as requested.
-        route: Template of its path, for example ``/boards/{board}``.
-        headers: Mapping or pairs; of these only browser and system are sent.
-        client_ip: The client's address, as you trust it.
-        account: Id of the account; may be set later on what ``with`` gives.
-        organization: Id of the organization.
-        session: Id of the session.
-    """
-    return Request(
-        method=method,
-        url=url,
-        route=route,
-        headers=headers,
-        client_ip=client_ip,
-        account=account,
-        organization=organization,
-        session=session,
-    )
-
-
-@_never_raising(lambda: None)
-def capture_exception(error: BaseException | None = None) -> str | None:
-    """Report an exception, or the one being handled.
-
-    Returns:
-        Its event id (32 hex digits): show it to the user as reference. Sentry shows the same. None
-        if nothing was reported.
-    """
-    client = _active
-    if client is None:
-        _count("not_initialized")
-        return None
-    from telemetry.integrations import sentry  # noqa: PLC0415 - sentry-sdk, loaded when used
-
-    return sentry.capture_exception(client, error)
-
-
-@_never_raising(lambda: None)
-def capture_message(text: str, level: str = "info") -> str | None:
-    """Report a message; `level` is one of debug, info, warning, error, fatal.
-
-    Returns:
-        Its event id, or None if nothing was reported.
-    """
-    client = _active
-    message = bounded_text(text)
-    if client is None or message is None:
-        _count("not_initialized" if client is None else "rejected:message_is_no_text")
-        return None
-    from telemetry.integrations import sentry  # noqa: PLC0415 - sentry-sdk, loaded when used
-
-    return sentry.capture_message(client, message, bounded_text(level) or "info")
-
-
-@_never_raising(lambda: None)
-def last_event_id() -> str | None:
-    """Give the id of the last error that was reported here: the one that Sentry shows."""
-    from telemetry.integrations import sentry  # noqa: PLC0415 - sentry-sdk, loaded when used
-
-    return sentry.last_event_id()
-
-
-@_never_raising(lambda: False)
-def flush(timeout_s: float = 2.0) -> bool:
-    """Wait until everything recorded so far is handed over; tell whether it is.
-
-    Args:
-        timeout_s: Longest wait in seconds.
-    """
-    client = _active
-    return client is None or client.handover.flush(timeout_s)
-
-
-@_never_raising(lambda: False)
-def shutdown(timeout_s: float = 2.0) -> bool:
-    """Flush and stop; tell whether everything was handed over. Called at exit unasked.
-
-    Args:
-        timeout_s: Longest wait in seconds.
-    """
-    global _active
-    begun_at = time.monotonic()
-    with _switching:
-        client, _active = _active, None
-    if client is None:
-        return True
-    sentry = sys.modules.get("telemetry.integrations.sentry")
-    if sentry is not None:
-        sentry.disconnect(client)
-    return client.handover.close(timeout_s - (time.monotonic() - begun_at))
-
-
-@_never_raising(dict)
-def stats() -> dict[str, int]:
-    """Count what became of what was recorded: accepted, handed over, pending, dropped by reason."""
-    client = _active
-    return dict(_lost) if client is None else client.handover.stats()
-
-
-def _at_exit() -> None:
-    shutdown(_EXIT_S)
+def _in_development(kwargs: Mapping[str, Any]) -> bool:
+    if _active is not None:
+        return _active.development
+    environment = kwargs.get("environment")  # of a call to init
+    return type(environment) is str and environment == _DEVELOPMENT

@@ -7,7 +7,7 @@ browser stands in the schema of an error's request headers, not here.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar, Token
 from functools import cache
 from itertools import islice
@@ -42,6 +42,7 @@ class Request:
         account: Id of the account, or None.
         organization: Id of the organization, or None.
         session: Id of the session, or None.
+        route_source: Asked for the route while `route` is None; for frameworks that know it late.
     """
 
     __slots__ = (
@@ -52,6 +53,7 @@ class Request:
         "method",
         "organization",
         "route",
+        "route_source",
         "session",
         "url",
     )
@@ -72,6 +74,7 @@ class Request:
         self.client_ip = client_ip
         self.account, self.organization, self.session = account, organization, session
         self._headers = _header_pairs(headers)
+        self.route_source: Callable[[], str | None] | None = None
         self._tokens: list[Token[Request | None]] = []
 
     def __enter__(self) -> Self:
@@ -90,9 +93,17 @@ class Request:
         return "Request()"
 
     @property
+    def template(self) -> str | None:
+        """The route, as far as it is known by now."""
+        route = self.route
+        if route is None and self.route_source is not None:
+            route = self.route_source()
+        return bounded_text(route)
+
+    @property
     def page(self) -> str | None:
         """The route, else the URL; both are reduced before they leave."""
-        return bounded_text(self.route) or bounded_text(self.url)
+        return self.template or bounded_text(self.url)
 
     @property
     def address(self) -> str | None:
@@ -165,14 +176,15 @@ def identifier(value: Any) -> str | int | None:
 
 def _header_pairs(headers: Any) -> tuple[tuple[str, str], ...]:
     """Copy headers: a mapping, or pairs of text or bytes as in WSGI and ASGI. Bounded."""
-    if headers is None:
-        return ()
-    source: Iterable[Any] = headers.items() if isinstance(headers, Mapping) else headers
     pairs = []
-    for name, value in islice(iter(source), _HEADERS):
-        pair = (_header_text(name).lower(), _header_text(value))
-        if all(pair):
-            pairs.append(pair)
+    try:
+        source: Iterable[Any] = headers.items() if isinstance(headers, Mapping) else headers or ()
+        for name, value in islice(iter(source), _HEADERS):
+            pair = (_header_text(name).lower(), _header_text(value))
+            if all(pair):
+                pairs.append(pair)
+    except Exception:  # noqa: BLE001, S110 - foreign classes: a request without headers
+        pass
     return tuple(pairs)
 
 

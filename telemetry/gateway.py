@@ -48,7 +48,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import hmac
 import logging
 import math
 import re
@@ -81,8 +80,8 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.gateway")
 Count = Callable[[str, tuple[str, ...], int], None]
 """Metric hook: name, labels, number. The labels are words of closed sets.
 
-``requests`` (dialect, status), ``refusals`` (word of `REFUSALS`), ``client_discarded`` (reason,
-category: what Sentry clients report to have thrown away themselves).
+``requests`` (dialect; status, or ``gone`` if the client left), ``refusals`` (word of `REFUSALS`),
+``client_discarded`` (reason, category: what Sentry clients say they threw away themselves).
 """
 
 _KEEPALIVE_S: Final = 75.0
@@ -143,16 +142,16 @@ class Projects:
     def find(self, key: str, project: str = "") -> _Sender:
         """Find who has this key; and this project id, if one is given.
 
-        The key is looked up by its SHA-256 and compared in constant time: how long it takes tells
-        nothing of any key, and an unknown project is told as little as a wrong key.
+        The key is looked up by its SHA-256, never compared byte by byte: how long it takes depends
+        on a digest that nobody can steer, so it tells nothing of how close a guess is. A wrong
+        project is told as little as a wrong key.
 
         Raises:
             Refusal: ``no_credentials``, ``unknown_project``.
         """
         name = self._id_by_digest.get(_digest(key), "")
         known = self._by_id.get(name)
-        fits = hmac.compare_digest((known.key if known else "").encode(), key.encode())
-        if known is not None and fits and project in ("", name):
+        if known is not None and project in ("", name):
             return _Sender(known.tenant, name)
         if self.open_to_all:
             return _ANYONE
@@ -401,7 +400,7 @@ class Gateway:
         self._server = self._thread = None
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer one request, whatever happens."""
+        """Answer one request. What it does not foresee ends in `_Protocol.handle_error`."""
         self._under_way += 1
         path, _, query = request.raw_path.partition("?")
         route = _route(path)
@@ -413,10 +412,8 @@ class Gateway:
         except web.RequestPayloadError:
             response = self._refuse(Refusal("not_http"))
         except ConnectionError:
+            self._count("requests", (dialect, "gone"), 1)
             raise
-        except Exception as error:  # noqa: BLE001 - the edge of the loop: nothing escapes to aiohttp
-            _log.error("request_failed", error=type(error).__name__, dialect=dialect)
-            response = self._refuse(Refusal("internal"))
         finally:
             self._under_way -= 1
             if not self._under_way:
@@ -729,11 +726,18 @@ class _Protocol(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what is no HTTP, in our words: aiohttp's repeat the line that is wrong."""
-        if request.writer.output_size > 0:
+        """Answer what is no HTTP, and what went wrong with us, in our words.
+
+        aiohttp's own repeat the line that is wrong; a traceback would show what an error quotes.
+        """
+        if isinstance(exc, ConnectionError) or request.writer.output_size > 0:
+            # Nobody is there any more, or they have half of another answer.
             raise ConnectionError
-        code = "not_http" if status < 500 else "internal"  # noqa: PLR2004 - Internal Server Error
-        response = self._refuse(Refusal(code))
+        if status < 500:  # noqa: PLR2004 - Internal Server Error
+            response = self._refuse(Refusal("not_http"))
+        else:
+            _log.error("request_failed", **_named(exc))
+            response = self._refuse(Refusal("internal"))
         response.force_close()
         return response
 
@@ -742,9 +746,18 @@ class _Protocol(web.RequestHandler):
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
         """Name the error alone: what aiohttp says quotes the request."""
-        error = kw.get("exc_info")
-        name = type(error).__name__ if isinstance(error, BaseException) else "unknown"
-        _log.error("connection_failed", error=name)
+        _log.error("connection_failed", **_named(kw.get("exc_info")))
+
+
+def _named(error: object) -> dict[str, str]:
+    """Give the class of an error and the line that raised it: neither holds a value."""
+    if not isinstance(error, BaseException):
+        return {"error": "unknown"}
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        module = trace.tb_frame.f_globals.get("__name__", "")
+        place, trace = f"{module}:{trace.tb_lineno}", trace.tb_next
+    return {"error": type(error).__name__, "at": place}
 
 
 _TOO_SLOW: Final = (

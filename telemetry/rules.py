@@ -21,7 +21,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from scrubbers.detectors import Detectors
-from scrubbers.engine import KEY, Ledger, Path, Slot, Treatments
+from scrubbers.engine import FORMATS, KEY, Ledger, Path, Slot, Treatments
 from telemetry.errors import DecodeError, SchemaError
 from telemetry.policy import Policy, Property
 from telemetry.schema import LONGEST_INT, Field, Record, load_records
@@ -172,6 +172,12 @@ def _emit_record(entry: Field, out: _Source) -> None:
     )
 
 
+def _texts(entry: Field) -> str:
+    """Name the list that a text is scanned with."""
+    program = entry.static or entry.keep_path or entry.treatment == "shape"
+    return "c.statics" if program else "c.texts"
+
+
 def _emit_leaf(entry: Field, out: _Source) -> None:
     name, call = entry.name, f"p, {entry.wire!r}"
     loose = bool(entry.accept & {"text", "scalar"})
@@ -182,15 +188,17 @@ def _emit_leaf(entry: Field, out: _Source) -> None:
                 1,
                 f"if {value} is not None and type({value}) is not str: {value} = text_of({value})",
             )
-        out(1, f"if {value}: c.texts.append({value})")
+        safe = f" and not {entry.form}({value})" if entry.form else ""
+        out(1, f"if {value}{safe}: {_texts(entry)}.append({value})")
     elif entry.treatment == "redact_text" and entry.shape == "list":
-        out(1, f"if {value}: c.texts.extend({value})")
+        out(1, f"if {value}: {_texts(entry)}.extend({value})")
     elif entry.treatment == "redact_text":
         out(1, f"if {value} is not None: {value} = c.texts_of({value})")
     elif entry.treatment == "shape":
         out(1, f"if {value} is not None: {value} = c.shape({value}, {call})")
     elif entry.treatment == "reduce_url":
-        out(1, f"if {value}: {value} = c.url({value}, {call}, keep_path={entry.keep_path})")
+        how = "file" if entry.keep_path else "url"
+        out(1, f"if {value}: {value} = c.{how}({value}, {call})")
     elif entry.treatment == "reduce_user_agent":
         out(1, f"if {value}: {value} = c.user_agent({value}, {call})")
     elif entry.treatment == "truncate_ip":
@@ -219,7 +227,7 @@ def _emit_leaf(entry: Field, out: _Source) -> None:
 def _emit_recheck(record: Record, out: _Source) -> None:
     """Contract → contract: what a later hop does again, in place."""
     out(0, f"def recheck_{record.name}(o, p, c):")
-    out(1, "texts = c.texts")
+    out(1, "pass")
     for entry in filter(_leaves, record.fields):
         name, call = entry.name, f"p, {entry.wire!r}"
         value = f"o.{name}"
@@ -244,15 +252,17 @@ def _emit_recheck(record: Record, out: _Source) -> None:
             )
         elif entry.shape == "map":
             out(1, f"if {value}:")
-            out(2, f"texts.extend({value})")
+            out(2, f"{_texts(entry)}.extend({value})")
             if entry.treatment != "shape":
-                out(2, f"texts.extend({value}.values())")
+                out(2, f"c.texts.extend({value}.values())")
         elif entry.shape == "list":
-            out(1, f"if {value}: texts.extend({value})")
+            out(1, f"if {value}: {_texts(entry)}.extend({value})")
         elif entry.treatment == "redact_text":
-            out(1, f"if {value}: texts.append({value})")
+            safe = f" and not {entry.form}({value})" if entry.form else ""
+            out(1, f"if {value}{safe}: {_texts(entry)}.append({value})")
         elif entry.treatment == "reduce_url":
-            out(1, f"if {value}: {value} = c.url({value}, {call}, keep_path={entry.keep_path})")
+            how = "file" if entry.keep_path else "url"
+            out(1, f"if {value}: {value} = c.{how}({value}, {call})")
         elif entry.treatment == "truncate_ip":
             out(1, f"if {value}: {value} = c.address({value}, {call})")
         elif entry.treatment == "coarsen_time":
@@ -273,6 +283,7 @@ def _emit_slots(record: Record, out: _Source) -> None:
     out(0, f"def slots_{record.name}(o, p):")
     for entry in filter(_leaves, record.fields):
         value, wire = f"o.{entry.name}", entry.wire
+        static = _texts(entry) == "c.statics"
         if entry.shape == "record":
             assert entry.record is not None  # noqa: S101 - shape says so
             out(
@@ -288,14 +299,21 @@ def _emit_slots(record: Record, out: _Source) -> None:
             )
         elif entry.shape == "list":
             out(1, f"if {value}:")
-            out(2, f"for n, e in enumerate({value}): yield {value}, n, e, p, ({wire!r}, n)")
+            out(
+                2,
+                f"for n, e in enumerate({value}): yield {value}, n, e, p, ({wire!r}, n), {static}",
+            )
         elif entry.shape == "map":
             out(1, f"if {value}:")
-            out(2, f"for k in list({value}): yield {value}, KEY, k, p, ({wire!r},)")
+            out(2, f"for k in list({value}): yield {value}, KEY, k, p, ({wire!r},), {static}")
             if entry.treatment != "shape":
-                out(2, f"for k, e in list({value}.items()): yield {value}, k, e, p, ({wire!r}, k)")
+                out(
+                    2,
+                    f"for k, e in list({value}.items()): yield {value}, k, e, p, ({wire!r}, k), {static}",
+                )
         elif entry.treatment in ("redact_text", "reduce_url"):
-            out(1, f"if {value}: yield o, {entry.name!r}, {value}, p, ({wire!r},)")
+            safe = f" and not {entry.form}({value})" if entry.form else ""
+            out(1, f"if {value}{safe}: yield o, {entry.name!r}, {value}, p, ({wire!r},), {static}")
     out(1, "yield from ()")
 
 
@@ -362,6 +380,7 @@ class CompiledRules:
             "present": _present,
             "text_of": _text_of,
             "event_id": _event_id,
+            **FORMATS,
             **{f"In_{name}": type_ for name, type_ in inputs.items()},
             **{f"Out_{name}": type_ for name, type_ in contracts.items()},
         }

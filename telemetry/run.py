@@ -148,7 +148,10 @@ def open_broker(settings: Settings) -> Broker:
         broker: Broker = kafka.KafkaBroker(
             settings.broker.bootstrap,
             topic_prefix=settings.broker.topic_prefix,
-            **({"api_version": tuple(map(int, version.split(".")))} if version else {}),
+            group_prefix=settings.broker.topic_prefix,
+            client_options=(
+                {"api_version": tuple(map(int, version.split(".")))} if version else None
+            ),
         )
         return broker
     key = load_spool_key(settings.state_dir, environment=settings.environment)

@@ -37,7 +37,18 @@ TREATMENTS: Final = frozenset(
 _ACCEPTS: Final = frozenset(("text", "scalar", "list", "pairs"))
 _ROLES: Final = frozenset(("event_id", "event_time", "event_name"))
 _PARAMETERS: Final = frozenset(
-    ("class", "treatment", "known", "kind", "format", "keep_path", "role", "maximum", "declared_by")
+    (
+        "class",
+        "treatment",
+        "known",
+        "kind",
+        "format",
+        "keep_path",
+        "static",
+        "role",
+        "maximum",
+        "declared_by",
+    )
 )
 _SCALARS: Final = frozenset(("string", "long", "double", "boolean"))
 LONGEST_INT: Final = 2**53 - 1
@@ -52,6 +63,9 @@ class Field:
             ``null``, ``map``, ``list`` (of text), ``records`` or ``record``.
         record: The nested record, for ``record`` and ``records``.
         privacy: Class of the data (`CLASSES`). treatment: What is done to it (`TREATMENTS`).
+        static: It is text of the program (a source line, a function), not of a request.
+        form: What a kept text must look like (`scrubbers.engine.FORMATS`); beside ``redact_text``,
+            what needs no scan.
         values: What an enum allows.
     """
 
@@ -67,6 +81,7 @@ class Field:
     kind: str = ""
     form: str = ""
     keep_path: bool = False
+    static: bool = False
     role: str = ""
     minimum: int = -LONGEST_INT
     maximum: int = 2**31 - 1
@@ -172,6 +187,7 @@ class _Reader:
             kind=note.get("kind", ""),
             form=note.get("format", ""),
             keep_path=note.get("keep_path", False),
+            static=note.get("static", False),
             role=note.get("role", ""),
             maximum=note.get("maximum", 2**31 - 1),
             declared_by=note.get("declared_by", ""),

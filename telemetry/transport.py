@@ -8,11 +8,13 @@ does.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import gzip
 import os
 import queue
 import random
+import re
 import socket
 import threading
 import time
@@ -50,6 +52,8 @@ _GZIP_FROM_BYTES: Final = 1024
 _ATTEMPTS_ANSWERED: Final = 10
 """After so many 5xx answers to the same request it is this request that the gateway cannot take."""
 _FORK_WAIT_S: Final = 2.0
+
+_LOOPBACK: Final = re.compile(r"127(?:\.[0-9]{1,3}){3}")
 
 Lane = Literal["events", "envelope"]
 _CONTENT_TYPES: Final[dict[Lane, str]] = {
@@ -109,7 +113,7 @@ class Destination:
     def private(self) -> bool:
         """Tell whether nobody on the way can read along: loopback, Unix socket or TLS."""
         return self.scheme in ("unix", "https") or (
-            self.host in ("localhost", "::1") or self.host.startswith("127.")
+            self.host in ("localhost", "::1") or _LOOPBACK.fullmatch(self.host) is not None
         )
 
     @property
@@ -178,6 +182,8 @@ class Handover:
         destination: The gateway.
         prepare: Makes the bytes to send, or gives the reason (one word) why nothing is sent. Runs
             on the background thread only.
+        warm: Run once by each background thread before its first entry: what would otherwise cost
+            the application's first request.
         name: Of the service, for the gateway's log.
         max_events: Most events that wait.
         max_bytes: Most bytes that wait.
@@ -188,12 +194,13 @@ class Handover:
         destination: Destination,
         prepare: Callable[[Entry], bytes | str],
         *,
+        warm: Callable[[], object] = lambda: None,
         name: str = "",
         max_events: int = 10_000,
         max_bytes: int = 16 * 1024 * 1024,
     ) -> None:
         self.destination = destination
-        self._prepare = prepare
+        self._prepare, self._warm = prepare, warm
         self._agent = f"milchglas-python {name}".strip().encode("ascii", "replace").decode()
         self._max_events, self._max_bytes = max_events, max_bytes
         self._start_empty()
@@ -246,6 +253,10 @@ class Handover:
             self._wake.put(None)
         return True
 
+    def start(self) -> None:
+        """Start the background thread before there is anything to send."""
+        self._ensure_thread()
+
     def count(self, what: str, number: int = 1) -> None:
         """Add to a counter."""
         with self._lock:
@@ -257,7 +268,9 @@ class Handover:
         ``dropped:own_thread`` and whatever else never reached the queue stand beside that equation.
         """
         with self._lock:
-            return {**self._counts, "pending": self._events}
+            counts = {**self._counts, "pending": self._events}
+        counts.pop("finished", None)
+        return counts
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until all that was queued before is handed over or dropped; tell whether it is."""
@@ -277,7 +290,8 @@ class Handover:
                     self._fruitless_s += timeout_s
                 self._hurried = False
                 return False
-            self._wake.put(None) if self._sleeping else None
+            if self._sleeping:
+                self._wake.put(None)
             time.sleep(0.005)
         self._hurried = False
         return True
@@ -337,6 +351,8 @@ class Handover:
             self._thread_id = 0
 
     def _loop(self) -> None:
+        with self._preparing, contextlib.suppress(Exception):
+            self._warm()  # what fails here fails again with the first entry, and is counted there
         if self._taken:
             # A thread died over this one; it must not kill the next.
             self._finish([len(self._taken.popleft().raw)], "dropped:thread_died")
@@ -447,12 +463,14 @@ class Handover:
         where = self.destination
         if request.lane == "events":
             path, body = "/v1/events", b"\n".join(request.bodies) + b"\n"
+            credentials = {"Authorization": f"Bearer {where.key}"}
         else:
             path, body = f"/api/{where.project}/envelope/", request.bodies[0]
+            credentials = {"X-Sentry-Auth": f"Sentry sentry_version=7, sentry_key={where.key}"}
         headers = {
             "Content-Type": _CONTENT_TYPES[request.lane],
             "User-Agent": self._agent,
-            "X-Sentry-Auth": f"Sentry sentry_version=7, sentry_key={where.key}",
+            **credentials,
         }
         if len(body) > _GZIP_FROM_BYTES:
             body = gzip.compress(body, 1, mtime=0)

@@ -37,6 +37,7 @@ import json
 import logging
 import os
 import time
+import weakref
 import zlib
 from base64 import b85decode, b85encode
 from collections import Counter, deque
@@ -151,6 +152,7 @@ class KafkaBroker:
         self._lock = Lock()
         self._closed = False
         self._forget_clients()
+        _brokers.add(self)
 
     def __repr__(self) -> str:
         """Name the log; never addresses' credentials or what is stored."""
@@ -770,3 +772,17 @@ def _quieten() -> None:
     for name in list(logging.root.manager.loggerDict):
         if name == "kafka" or name.startswith("kafka."):
             logging.getLogger(name).addFilter(_SILENCE)
+
+
+# ---------------------------------------------------------------------- fork
+
+_brokers: weakref.WeakSet[KafkaBroker] = weakref.WeakSet()
+
+
+def _unlock_in_child() -> None:
+    """In a forked child: the thread that held a lock does not exist. Clients follow in `_ready`."""
+    for broker in _brokers:
+        broker._lock = Lock()  # noqa: SLF001 - same module
+
+
+os.register_at_fork(after_in_child=_unlock_in_child)

@@ -759,6 +759,7 @@ def _leave_to_parent() -> None:
     parent's hands. A reference that nobody gives back keeps it until the process is gone.
     """
     for spool in _open_spools:
+        spool._lock = Lock()  # noqa: SLF001 - a thread that held it does not exist here
         connection = spool._connection  # noqa: SLF001 - same module
         if connection is not None:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))

@@ -168,7 +168,6 @@ def connect(client: Client) -> None:
         "environment": client.environment,
         "release": client.release,
         # What would never be sent is not even collected.
-        "send_default_pii": False,
         "include_local_variables": False,
         "max_request_body_size": "never",
         "enable_backpressure_handling": False,
@@ -301,7 +300,7 @@ def _add_request(event: dict[str, Any]) -> None:
             details.setdefault(name, text)
     if (user_agent := request.user_agent) is not None:
         details.setdefault("headers", {}).setdefault("User-Agent", user_agent)
-    if (route := bounded_text(request.route)) is not None:
+    if (route := request.template) is not None:
         event["transaction"] = route
         event["transaction_info"] = {"source": "route"}
 

@@ -343,8 +343,11 @@ def test_a_broker_that_was_never_there_is_a_broker_error_in_time() -> None:
 def test_a_forked_child_has_clients_of_its_own(open_broker: Opener) -> None:
     broker = open_broker()
     broker.append(SEALED, [make_parcel(0)], {ONE: 1})
+    broker._lock.acquire()  # as a thread in the middle of a call does
     child = os.fork()
-    if not child:
+    if child:
+        broker._lock.release()
+    else:
         code = 1
         try:
             broker._member = "member:child"

@@ -6,11 +6,12 @@ import asyncio
 import gzip
 import json
 import logging
+import random
 import time
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from telemetry.gateway import Gateway, Limits, Projects
 from telemetry.identity import initialise_development, load_dead_letter_sealer, load_sealer
 from telemetry.intake import Intake, Taken
 from telemetry.policy import load_policy
-from telemetry.schema import Schemas
+from telemetry.rules import Schemas
 
 PLANTED = "alice.planted@example.org"
 EVENT = b'{"event":"page viewed","account":"7"}'
@@ -393,16 +394,53 @@ async def test_our_own_fault_is_a_fixed_500_and_a_line_without_values(
                 reply = await it.post(f"/v1/events?{PLANTED}", body, X_Name=PLANTED)
                 assert reply.status == (500 if body == EVENT else 413)
             assert reply.headers["content-type"] == "application/json"
-    failed = [line for line in lines if line["event"] == "request_failed"]
-    assert failed == [
-        {
-            "event": "request_failed",
-            "error": "ValueError",
-            "dialect": "native",
-            "log_level": "error",
-        }
-    ]
+    [failed] = [line for line in lines if line["event"] == "request_failed"]
+    assert failed["error"] == "ValueError"
+    assert failed["at"].startswith("test_gateway:")
     assert PLANTED not in str(lines) + caplog.text + reply.raw.decode()
+
+
+async def test_what_aiohttp_logs_by_itself_loses_its_words(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with running():
+        for name in ("aiohttp.server", "aiohttp.access", "aiohttp.web", "aiohttp.client"):
+            error = ValueError(PLANTED)
+            logging.getLogger(name).error("from %s: %r", PLANTED, PLANTED, exc_info=error)
+    assert len([r for r in caplog.records if r.name.startswith("aiohttp")]) == 4
+    assert PLANTED not in caplog.text
+
+
+async def test_no_bytes_on_a_connection_disturb_the_next_one(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    draw = random.Random(20261122)  # noqa: S311 - the same each time
+    good = b"POST /v1/events HTTP/1.1\r\nHost: x\r\nX-Name: %s\r\nContent-Length: %d\r\n\r\n%s"
+    good %= PLANTED.encode(), len(EVENT), EVENT
+    async with running(limits=Limits(head_s=0.5, body_s=0.5)) as it:
+
+        async def disturb() -> None:
+            raw = bytearray(good)
+            for _ in range(draw.randint(1, 6)):
+                raw[draw.randrange(len(raw))] = draw.randrange(256)
+            reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
+            writer.write(raw[: draw.randint(1, len(raw))])
+            writer.write_eof()
+            with suppress(ConnectionError):
+                said.append(await asyncio.wait_for(reader.read(), 3))
+            writer.close()
+
+        said: list[bytes] = []
+        for _ in range(15):
+            await asyncio.gather(*(disturb() for _ in range(20)))
+        assert (await it.post("/v1/events")).status == 200
+        assert it.gateway._under_way == it.gateway._held == 0
+        assert ("refusals", ("internal",)) not in it.counts
+    answers = b"".join(said).decode() + caplog.text + "".join(capfd.readouterr())
+    assert "planted" not in answers
+    assert "Traceback" not in answers
 
 
 # Deadlines and room -------------------------------------------------------------------------------
@@ -434,6 +472,14 @@ async def test_a_head_that_dribbles_in_is_cut_off_in_time() -> None:
         assert 0.25 < took_s < 1
         assert reply.json["detail"] == REFUSALS["too_slow"].detail
         assert it.counts["refusals", ("too_slow",)] == 1
+
+
+async def test_a_connection_on_which_nothing_comes_is_closed_in_time() -> None:
+    async with running(limits=SLOW) as it:
+        reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
+        assert (await asyncio.wait_for(read_reply(reader), 1)).status == 408
+        assert await reader.read() == b""
+        writer.close()
 
 
 async def test_the_deadline_for_heads_holds_for_later_requests_too() -> None:
@@ -496,6 +542,7 @@ async def test_a_client_that_leaves_in_the_middle_leaves_nothing_behind() -> Non
         assert it.gateway._held == 0
         assert it.gateway._under_way == 0
         assert not it.intake.items
+        assert it.counts["requests", ("native", "gone")] == 1
 
 
 async def test_stopping_finishes_what_is_under_way_and_accepts_no_more() -> None:

@@ -179,8 +179,11 @@ def test_a_forked_child_cannot_use_it_and_its_exit_harms_nothing(tmp_path: Path)
         from telemetry.testing.brokers import make_parcel
         spool = Spool(Path(sys.argv[1]), key=bytes(range(32)), ballast_bytes=1 << 20)
         spool.append("sealed", [make_parcel(0)], {})
+        spool._lock.acquire()  # as a thread in the middle of a call does
         child = os.fork()
-        if not child:
+        if child:
+            spool._lock.release()
+        else:
             try:
                 spool.poll("sealed", "g", 1)
             except BrokerError:

@@ -137,6 +137,15 @@ def test_an_event_larger_than_a_mebibyte_is_dropped_and_the_rest_taken() -> None
     assert parsed.items == [Item("error_event", refused="too_large"), Item("session", b"{}")]
 
 
+def test_an_event_of_very_many_values_is_dropped_before_it_is_read() -> None:
+    many = b'{"level":NaN,"breadcrumbs":[' + b"[]," * 300_000 + b"[]]}"
+    parsed = parse_envelope(envelope({}, ({"type": "event"}, many)))
+    assert parsed.items == [Item("error_event", refused="too_many_values")]
+    frames = [{"function": "save", "lineno": 7, "in_app": True}] * 10_000
+    full = json.dumps({"exception": {"values": [{"stacktrace": {"frames": frames}}]}}).encode()
+    assert parse_envelope(envelope({}, ({"type": "event"}, full))).items[0].raw == full
+
+
 def test_a_lone_surrogate_in_a_header_does_not_cost_the_envelope() -> None:
     body = b'{"event_id":"%s","trace":{"transaction":"\\ud83d"}}\n{"type":"event"}\n{}\n'
     assert parse_envelope(body % ID.encode()).event_id == ID

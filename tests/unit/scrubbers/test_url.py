@@ -99,4 +99,4 @@ def test_a_path_that_names_only_code_stays(path: str) -> None:
 def test_a_path_of_any_length_or_content_is_no_error() -> None:
     for text in ("/" * 100_000, "\ud800", "http://[", "://", "\x00", "a:" * 5_000, "%" * 5_000):
         for keep_path in (False, True):
-            assert len(reduce_url(text, keep_path=keep_path)) <= 4_096
+            assert len(reduce_url(text, keep_path=keep_path).encode()) <= 4_096

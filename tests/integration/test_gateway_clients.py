@@ -1,0 +1,235 @@
+"""Real clients, as applications install them, against the real edge over loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import telemetry.gateway
+from scrubbers.detectors import Detectors
+from scrubbers.shipped import detector_table
+from telemetry.brokers import Entry
+from telemetry.edge import Edge
+from telemetry.gateway import Gateway, Projects
+from telemetry.identity import initialise_development, load_dead_letter_sealer, load_sealer
+from telemetry.intake import Intake, Taken
+from telemetry.parcel import Parcel
+from telemetry.policy import load_policy
+from telemetry.rules import Schemas
+from tests.conftest import require
+
+NODE = Path(__file__).parent / "node"
+PLANTED = ("alice.planted@example.org", "planted-account")
+
+
+class Collected:
+    """What reached the log."""
+
+    def __init__(self) -> None:
+        self.taken: list[Taken] = []
+        self.encodings: Counter[str] = Counter()
+        self.requests: Counter[tuple[str, ...]] = Counter()
+        self.port = 0
+
+    async def store(self, taken: Taken) -> None:
+        self.taken.append(taken)
+
+    def count(self, name: str, labels: tuple[str, ...], number: int) -> None:
+        if name == "requests":
+            self.requests[labels] += number
+
+    @property
+    def parcels(self) -> list[Parcel]:
+        return [parcel for taken in self.taken for parcel in taken.parcels]
+
+    @property
+    def kinds(self) -> Counter[str]:
+        return Counter(parcel.kind for parcel in self.parcels)
+
+    @property
+    def dropped(self) -> set[str]:
+        entries: Counter[Entry] = Counter()
+        for taken in self.taken:
+            entries.update(taken.counts)
+        return {entry.reason for entry in entries if entry.outcome == "dropped"}
+
+    def bodies(self, kind: str) -> list[dict[str, object]]:
+        return [json.loads(parcel.body) for parcel in self.parcels if parcel.kind == kind]
+
+    def assert_clean(self) -> None:
+        """No request failed, nothing was parked, and no planted value reached the log."""
+        assert {status for _, status in self.requests} == {"200"}
+        assert [parcel for taken in self.taken for parcel in taken.dead] == []
+        for parcel in self.parcels:
+            for value in PLANTED:
+                assert value.encode() not in parcel.body + parcel.remarks + parcel.capsule
+
+
+@pytest.fixture
+def collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Collected]:
+    """A gateway on a loop of its own, because clients block."""
+    found = Collected()
+    initialise_development(tmp_path)
+    [public] = tmp_path.rglob("public.json")
+    policy = load_policy()
+    edge = Edge(Schemas(policy, Detectors.compile(detector_table())))
+    intake = Intake(policy, edge, load_sealer(public), load_dead_letter_sealer(public))
+    unpack = telemetry.gateway.decompress
+
+    def note(data: bytes, encoding: str) -> bytes:
+        found.encodings[encoding] += 1
+        return unpack(data, encoding)
+
+    monkeypatch.setattr(telemetry.gateway, "decompress", note)
+    gateway = Gateway(
+        intake,
+        found.store,
+        projects=Projects({}, open_to_all=True),
+        kinds=policy.purpose_of_kind,
+        environment="test",
+        count=found.count,
+    )
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        start = asyncio.run_coroutine_threadsafe(gateway.start("127.0.0.1", 0), loop)
+        found.port = start.result(10)[1]
+        yield found
+        asyncio.run_coroutine_threadsafe(gateway.stop(), loop).result(20)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()
+
+
+def run(*command: str) -> None:
+    """Run a client to its end; on failure show what it said."""
+    done = subprocess.run(  # noqa: S603 - our own scripts
+        command,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=NODE,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+SENTRY_SDK = """
+import sys
+
+if sys.argv[2] == "gzip":  # the client takes brotli as soon as it can be imported
+    sys.modules["brotli"] = None
+
+import sentry_sdk
+from sentry_sdk.crons import capture_checkin
+
+sentry_sdk.init(dsn=sys.argv[1], release="shop@1.2.3", traces_sample_rate=1.0, enable_logs=True)
+# Put together here: a source line that holds an id is the program's own and would stay as it is.
+sentry_sdk.set_user({"id": "-".join(["planted", "account"]), "email": "alice.planted@example.org"})
+
+def save(order):
+    secret = "alice.planted@example.org"
+    raise ValueError(f"no mail to {secret}")
+
+with sentry_sdk.start_transaction(name="save"):
+    try:
+        save(7)
+    except ValueError:
+        sentry_sdk.capture_exception()
+scope = sentry_sdk.get_isolation_scope()
+scope.start_session(session_mode="application")
+scope.end_session()
+check = capture_checkin(monitor_slug="nightly", status="in_progress")
+capture_checkin(monitor_slug="nightly", check_in_id=check, status="ok", duration=1.5)
+sentry_sdk.logger.info("alice.planted@example.org has logged in")
+sentry_sdk.get_client().close(timeout=10)
+"""
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br"])
+def test_sentry_sdk_delivers_errors_sessions_and_check_ins(
+    collected: Collected, encoding: str
+) -> None:
+    dsn = f"http://pub@127.0.0.1:{collected.port}/1"
+    run(sys.executable, "-c", SENTRY_SDK, dsn, encoding)
+    collected.assert_clean()
+    assert set(collected.encodings) == {encoding}
+    assert collected.kinds["error_event"] == 1
+    assert collected.kinds["check_in"] == 2
+    assert collected.kinds["session"] + collected.kinds["sessions"] >= 1
+    assert {"kind_transaction", "kind_log"} <= collected.dropped
+    [event] = collected.bodies("error_event")
+    shown = json.dumps(event)
+    assert "ValueError" in shown
+    assert '"function": "save"' in shown
+    assert "no mail to <email" in shown
+
+
+def installed(folder: Path) -> str:
+    """Install the Node clients from the lock file, once; say what is missing, if anything is."""
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if node is None or npm is None:
+        return "node or npm is not installed"
+    version = subprocess.run([node, "--version"], capture_output=True, text=True, check=False)  # noqa: S603
+    major, minor = (int(part) for part in version.stdout.strip("v \n").split(".")[:2])
+    if (major, minor) < (20, 19):
+        return "node is older than 20.19, which @sentry/node 11 needs"
+    done, lock = folder / "node_modules" / ".package-lock.json", folder / "package-lock.json"
+    if done.is_file() and done.stat().st_mtime >= lock.stat().st_mtime:
+        return ""
+    try:
+        result = subprocess.run(  # noqa: S603 - a fixed command
+            [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
+            cwd=folder,
+            capture_output=True,
+            timeout=100,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return "npm ci did not finish in time"
+    return "" if result.returncode == 0 else "npm ci failed (no package registry?)"
+
+
+@pytest.fixture(scope="module")
+def node() -> str:
+    require("node", installed(NODE))
+    return shutil.which("node") or ""
+
+
+@pytest.mark.node
+@pytest.mark.xdist_group("node")
+@pytest.mark.parametrize("package", ["@sentry/node", "sentry-node-10"])
+def test_sentry_node_delivers_errors_sessions_and_check_ins(
+    collected: Collected, node: str, package: str
+) -> None:
+    run(node, "sentry.js", package, f"http://pub@127.0.0.1:{collected.port}/1")
+    collected.assert_clean()
+    assert collected.kinds["error_event"] == 2
+    assert collected.kinds["check_in"] == 2
+    assert collected.kinds["session"] + collected.kinds["sessions"] >= 1
+    assert {"", "gzip"} == set(collected.encodings)
+    assert "kind_span" in collected.dropped or "kind_transaction" in collected.dropped
+    shown = json.dumps(collected.bodies("error_event"))
+    assert "TypeError" in shown
+    assert "no mail to <email" in shown
+
+
+@pytest.mark.node
+@pytest.mark.xdist_group("node")
+def test_heap_api_delivers_events_and_users(collected: Collected, node: str) -> None:
+    run(node, "heap.js", f"http://127.0.0.1:{collected.port}")
+    collected.assert_clean()
+    assert collected.kinds == Counter(analytics_event=1, user_properties=1)
+    assert all(parcel.capsule for parcel in collected.parcels)
+    assert collected.bodies("analytics_event")[0]["event"] == "page viewed"
