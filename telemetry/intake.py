@@ -17,6 +17,7 @@ import msgspec
 
 from scrubbers.engine import Outcome
 from scrubbers.model import Remark
+from scrubbers.time import coarsen_time
 from telemetry.brokers import Entry
 from telemetry.edge import Connection, Edge, Item, uuid7_hex
 from telemetry.errors import EventError, IdentifierError
@@ -117,7 +118,9 @@ class Intake:
         received_at = self._now()
         occurred_at = outcome.event_time
         if occurred_at is None or occurred_at > received_at + _FUTURE_SKEW:
-            occurred_at = received_at
+            # The time of receipt goes out as the event's: it must be as coarse.
+            grain_s = self._policy.time_grain_s(item.kind)
+            occurred_at = coarsen_time(received_at, seconds=grain_s)
         until = retain_until(occurred_at, self._policy.retention[purpose.retention])
         if until <= received_at:
             return "expired"

@@ -18,14 +18,14 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from scrubbers.engine import rescrub
+from scrubbers.engine import rescrub, scrub
 from scrubbers.model import Remark, Scrubbed
 from telemetry.brokers import DEAD, HELD, SEALED, Broker, Entry, Polled, clean
 from telemetry.errors import EventError, KeyringError, TransportError
 from telemetry.identity import Domain, Identity, Resolved, Sealed
 from telemetry.parcel import Parcel
 from telemetry.policy import Policy, PolicyRegister
-from telemetry.retention import retention_date
+from telemetry.retention import retain_until, retention_date
 from telemetry.rules import Schemas
 from telemetry.sinks import Shaping, Sink, Tags
 
@@ -92,7 +92,7 @@ _STATES: Final[Mapping[str, Drop | Hold]] = {
     "WITHDRAWN": Drop("no_consent"),
     "RESTRICTED": Hold("restricted"),
 }
-"""What a subject's state means for an event; other states let it go on."""
+"""What a subject's state means for an event; ACTIVE and GRANTED let it go on."""
 
 
 def decide(
@@ -110,27 +110,65 @@ def decide(
         `Park` or `Hold` for the whole parcel, `Drop` if no recipient gets it for one reason, else
         one outcome for each recipient of its purpose.
     """
-    if now >= parcel.retain_until:
-        return Drop("expired")
-    if not terms.register.accepts(parcel.policy_digest):
-        return Park("unknown_policy")
     if isinstance(identities, EventError):
-        return Park(identities.reason, identities.path)
-    if (verdict := _STATES.get(identities.state(parcel.purpose))) is not None:
+        return _refusal(parcel, terms, now) or Park(identities.reason, identities.path)
+    verdict = _refusal(parcel, terms, now) or _of_subject(parcel, identities, terms.policy)
+    if verdict is not None:
         return verdict
     recipients = terms.policy.recipients_of(parcel.purpose)
     if not recipients:
         return Drop("no_recipient")
     try:
         rules = terms.schemas.rules_for(parcel.kind, parcel.body)
-        outcome = rescrub(Scrubbed(parcel.body), rules)
+        if parcel.policy_digest == terms.policy.digest:
+            outcome = rescrub(Scrubbed(parcel.body), rules)
+        else:
+            # Another contract wrote it: read it as anybody's, and keep what today's declares.
+            parcel = _renewed(parcel, terms.policy)
+            outcome = scrub(parcel.body, rules)
         remarks = [*_remarks_of(parcel), *outcome.remarks]
     except EventError as error:
+        if error.reason == "undeclared_event":
+            return Drop(error.reason)
         return Park(error.reason, error.path)
     return {
         name: _for_recipient(name, parcel, outcome.event, remarks, identities, terms)
         for name in recipients
     }
+
+
+def _refusal(parcel: Parcel, terms: Terms, now: datetime) -> Park | Drop | None:
+    """Say why a parcel goes nowhere, whomever it names."""
+    policy = terms.policy
+    if now >= parcel.retain_until:
+        return Drop("expired")
+    if not terms.register.accepts(parcel.policy_digest):
+        return Park("unknown_policy")
+    if policy.purpose_of_kind.get(parcel.kind) != parcel.purpose:
+        return Drop("kind_off")
+    return Drop("expired") if now >= _renewed(parcel, policy).retain_until else None
+
+
+def _renewed(parcel: Parcel, policy: Policy) -> Parcel:
+    """Bring what an older policy promised under today's: retention can only become shorter."""
+    if parcel.policy_digest == policy.digest:
+        return parcel
+    purpose = policy.purposes[parcel.purpose]
+    today = retain_until(parcel.occurred_at, policy.retention[purpose.retention])
+    return replace(
+        parcel,
+        retain_until=min(parcel.retain_until, today),
+        retention_class=purpose.retention,
+        legal_basis=purpose.basis,
+    )
+
+
+def _of_subject(parcel: Parcel, identities: Resolved, policy: Policy) -> Drop | Hold | None:
+    """Say what the states of whom it names mean for it."""
+    state = identities.state(parcel.purpose)
+    if policy.purposes[parcel.purpose].consent and state == "ACTIVE":
+        return Drop("no_consent")
+    return _STATES.get(state)
 
 
 def _remarks_of(parcel: Parcel) -> list[Remark]:

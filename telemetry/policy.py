@@ -215,7 +215,8 @@ def read_toml(path: Path, shape: type[_T], error_class: type[ConfigError]) -> _T
     try:
         return msgspec.convert(data, shape, strict=True)
     except msgspec.ValidationError as error:
-        what = str(error).partition(" - at `$")[0]
+        # The one message of the library that quotes a value: a key pasted into the wrong line.
+        what = re.sub(r"enum value .*", "value", str(error).partition(" - at `$")[0], flags=re.DOTALL)
         keys = [key for key in _guilty(data, shape) if key]
         where = f" at {'.'.join(keys)}" if keys else ""
         raise error_class(
@@ -231,6 +232,11 @@ def _guilty(data: Any, shape: Any) -> list[str]:
     if get_origin(shape) is dict and isinstance(data, dict):
         for name, value in data.items():
             if keys := _guilty(value, get_args(shape)[1]):
+                return [name, *keys]
+    if isinstance(shape, type) and issubclass(shape, msgspec.Struct) and isinstance(data, dict):
+        for entry in msgspec.structs.fields(shape):
+            name = entry.encode_name
+            if name in data and (keys := _guilty(data[name], entry.type)):
                 return [name, *keys]
     try:
         msgspec.convert(data, shape, strict=True)

@@ -1,0 +1,116 @@
+"""The edge: which rules an item gets, what is sampled, what an id looks like."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+from making import shipped
+
+from telemetry.edge import EVENT_BYTES, Connection, Edge, Item, uuid7_hex
+from telemetry.errors import DecodeError
+
+
+@pytest.fixture
+def edge() -> Edge:
+    return Edge(shipped()[1])
+
+
+def item(event: Any, kind: str = "analytics_event") -> Item:
+    return Item(kind, json.dumps(event).encode())
+
+
+def test_each_declared_event_has_rules_of_its_own(edge: Edge) -> None:
+    given = {"priority": "low", "columns": 7, "project": "p1"}
+    created = edge.scrub(item({"event": "task created", "properties": given}))
+    assert json.loads(created.event)["properties"] == {"priority": "low"}
+    opened = edge.scrub(item({"event": "board opened", "properties": given}))
+    assert json.loads(opened.event)["properties"] == {"columns": 7}
+    assert opened.identifiers == [("object:project", "p1")]
+
+
+def test_a_property_outside_its_declared_values_goes(edge: Edge) -> None:
+    given = {"priority": "jane@example.com", "assignees": 1001, "recurring": "maybe"}
+    outcome = edge.scrub(item({"event": "task created", "properties": given}))
+    assert json.loads(outcome.event) == {"event": "task created", "properties": {}}
+    assert [(remark.path[1], remark.action) for remark in outcome.remarks] == [
+        ("priority", "invalid"),
+        ("assignees", "invalid"),
+        ("recurring", "invalid"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (item({"event": "jane@example.com"}), "undeclared_event"),
+        (item({"event": ["task created"]}), "undeclared_event"),
+        (item({"event": "Task Created"}), "undeclared_event"),
+        (item({}, "jane"), "unknown_kind"),
+        (Item("session", b"x" * (EVENT_BYTES + 1)), "too_large"),
+        (Item("session", b""), "undecodable"),
+    ],
+)
+def test_what_is_not_declared_is_refused(edge: Edge, given: Item, reason: str) -> None:
+    with pytest.raises(DecodeError) as caught:
+        edge.scrub(given)
+    assert caught.value.reason == reason
+    assert "jane" not in repr(caught.value)
+
+
+def test_an_event_may_be_as_large_as_sentry_allows(edge: Edge) -> None:
+    frame = json.dumps({"function": "main", "lineno": 7}).encode()
+    body = b'{"stacktrace":{"frames":[%b]}}' % b",".join([frame] * (EVENT_BYTES // 40))
+    assert len(body) < EVENT_BYTES
+    begun = time.monotonic()
+    outcome = edge.scrub(Item("error_event", body))
+    assert time.monotonic() - begun < 2
+    assert outcome.event.count(b"main") == EVENT_BYTES // 40
+
+
+def test_values_of_the_connection_are_removed_wherever_they_show_up(edge: Edge) -> None:
+    connection = Connection("198.51.100.23", [("secret", "k7fjw0q2xz")])
+    event = {
+        "message": "cookie k7fjw0q2xz of someone",
+        "user": {"ip_address": "{{auto}}"},
+        "tags": {"k7fjw0q2xz": "x", "seen": "azdmancwcTJ4eg== K7FJW0Q2XZ"},
+    }
+    outcome = edge.scrub(item(event, "error_event"), connection)
+    assert b"k7fjw0q2xz" not in outcome.event.lower()
+    assert json.loads(outcome.event)["user"] == {"ip_address": "198.51.100.0/24"}
+
+
+def test_the_first_event_of_a_kind_and_one_in_a_thousand_are_searched_for_new_fields(
+    edge: Edge,
+) -> None:
+    plain = item({"event": "page viewed"})
+    edge.scrub(item({"event": "page viewed", "vendor": 1, "jane@example.com": {"x": 1}}))
+    assert edge.unknown == {
+        ("analytics_event", "vendor"): 1,
+        ("analytics_event", "<key>"): 1,
+    }
+    for _ in range(999):
+        edge.scrub(plain)
+    edge.scrub(item({"event": "page viewed", "vendor": 1}))
+    edge.scrub(item({"event": "page viewed", "missed": 1}))
+    assert edge.unknown["analytics_event", "vendor"] == 2
+    assert ("analytics_event", "missed") not in edge.unknown
+
+
+def test_a_flood_of_new_names_does_not_grow_without_end(edge: Edge) -> None:
+    edge.scrub(item({f"field{n}": 1 for n in range(5000)}, "session"))
+    assert len(edge.unknown) == 1000
+
+
+def test_ids_are_of_version_seven_in_order_and_never_the_same() -> None:
+    before = int(time.time() * 1000)
+    made = [uuid7_hex() for _ in range(2000)]
+    assert len(set(made)) == 2000
+    for one in made:
+        assert len(one) == 32
+        assert one[12] == "7"
+        assert one[16] in "89ab"
+        assert before <= int(one[:12], 16) <= int(time.time() * 1000)
+    assert [one[:12] for one in made] == sorted(one[:12] for one in made)
