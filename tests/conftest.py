@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-# A machine that others use too makes any deadline a coin toss. In continuous integration a change is
+# A machine that others use too makes a deadline a coin toss. In continuous integration a change is
 # judged by the same examples each time; new ones are looked for on engineers' machines.
 settings.register_profile("ours", deadline=None, print_blob=True)
 settings.register_profile("ci", parent=settings.get_profile("ours"), derandomize=True)

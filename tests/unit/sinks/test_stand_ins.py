@@ -222,7 +222,7 @@ NOW = "just now"
 
 
 def envelope(*items: tuple[dict[str, Any], bytes], **head: Any) -> bytes:
-    """Make an envelope. Its time is filled in when it is taken: parameters are made much earlier."""
+    """Make an envelope. Its time is filled in when it is sent: parameters are made long before."""
     lines = [json.dumps({"event_id": ID, "sent_at": NOW} | head).encode()]
     for headers, payload in items:
         lines += [json.dumps(headers).encode(), payload]
