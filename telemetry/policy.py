@@ -216,7 +216,9 @@ def read_toml(path: Path, shape: type[_T], error_class: type[ConfigError]) -> _T
         return msgspec.convert(data, shape, strict=True)
     except msgspec.ValidationError as error:
         # The one message of the library that quotes a value: a key pasted into the wrong line.
-        what = re.sub(r"enum value .*", "value", str(error).partition(" - at `$")[0], flags=re.DOTALL)
+        what = re.sub(
+            r"enum value .*", "value", str(error).partition(" - at `$")[0], flags=re.DOTALL
+        )
         keys = [key for key in _guilty(data, shape) if key]
         where = f" at {'.'.join(keys)}" if keys else ""
         raise error_class(
