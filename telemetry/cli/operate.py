@@ -9,6 +9,7 @@ import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 from rich.console import Console
@@ -196,7 +197,7 @@ def pause(recipient: str, *, config: Config = None, state: State = None) -> None
 
       telemetry pause all
     """
-    typer.echo(json.dumps(ask(_settings(config, state).state_dir, "POST", f"/pause/{recipient}")))
+    _order("pause", recipient, _settings(config, state))
 
 
 @app.command()
@@ -207,4 +208,11 @@ def resume(recipient: str, *, config: Config = None, state: State = None) -> Non
 
       telemetry resume heap
     """
-    typer.echo(json.dumps(ask(_settings(config, state).state_dir, "POST", f"/resume/{recipient}")))
+    _order("resume", recipient, _settings(config, state))
+
+
+def _order(order: str, recipient: str, settings: Settings) -> None:
+    answer = ask(settings.state_dir, "POST", f"/{order}/{quote(recipient, safe='')}")
+    if "detail" in answer:
+        raise typer.BadParameter("No such recipient; `telemetry books` lists them.")
+    typer.echo(json.dumps(answer))
