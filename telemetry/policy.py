@@ -380,7 +380,7 @@ class Policy:
                 )
 
     def _check_kept(self, name: str, recipient: Recipient) -> None:
-        """Refuse a kind that is on where its recipient keeps it longer than its purpose promises."""
+        """Refuse a kind that is on and kept longer than its purpose promises."""
         known = {path.stem for path in schemas_dir().glob("*.avsc")} - {"batch"}
         for kind, kept in recipient.kept.items():
             key = f"{name}.kept.{kind}"
