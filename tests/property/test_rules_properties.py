@@ -109,7 +109,7 @@ def test_an_attribute_is_treated_the_same_wherever_it_may_stand() -> None:
             (record,) = [e.record for e in record.fields if e.wire == name and e.record]
         found = {}
         for entry in record.fields:
-            (leaf,) = entry.record.fields if entry.record is not None else (entry,)
+            leaf = entry.record.fields[0] if entry.record is not None else entry
             found[entry.wire] = {
                 f.name: getattr(leaf, f.name)
                 for f in fields(leaf)
