@@ -10,7 +10,6 @@ import asyncio
 import json
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -461,7 +460,7 @@ def test_what_no_record_describes_stays_even_where_everything_is_on(
 
 
 def test_an_element_that_is_no_object_becomes_a_dead_letter_and_its_neighbours_go_on(
-    world: World, tmp_path: Path
+    world: World,
 ) -> None:
     body = wire("log", container("alice", PAYLOADS["log"]["items"][0], None))
     found = taken(world, sentry.parse_envelope(body, world.policy.purpose_of_kind))
