@@ -368,6 +368,8 @@ def _elements(kind: str, payload: bytes) -> list[Item]:
         return [Item(kind, refused="unknown_form")]
     if len(container.items) > EVENTS:
         raise Refusal("too_many_events")
+    if not container.items:
+        return [Item(kind, refused="empty_container")]
     return [fitting(kind, bytes(raw)) for raw in container.items]
 
 
@@ -383,6 +385,8 @@ def _buckets(kind: str, payload: bytes) -> list[Item]:
         found = decode_json(payload, _aggregates)
         named = [bool(decode_json(bytes(raw), _bucket).did) for raw in found.aggregates]
     except Refusal:
+        return whole
+    if not any(named):
         return whole
     if len(named) > EVENTS:
         raise Refusal("too_many_events")
@@ -456,7 +460,8 @@ def parse_security(body: bytes, kinds: Container[str]) -> Envelope:
     found = decode_json(body, _list)
     if len(found) > EVENTS:
         raise Refusal("too_many_events")
-    return Envelope([_security_item(bytes(raw), "") for raw in found])
+    items = [_security_item(bytes(raw), "") for raw in found]
+    return Envelope(items or [_dropped("security_other")])
 
 
 def _security_item(raw: bytes, event_id: str) -> Item:

@@ -192,6 +192,13 @@ def test_a_container_of_another_form_is_counted_and_not_taken(payload: bytes) ->
     assert parse_envelope(body, ALL).items == [Item("span", refused="unknown_form")]
 
 
+def test_what_holds_nothing_is_counted_too() -> None:
+    body = envelope({}, ({"type": "log"}, b'{"items":[]}'))
+    assert parse_envelope(body, ALL).items == [Item("log", refused="empty_container")]
+    nothing = sentry.parse_security(b"[]", ALL).items
+    assert nothing == [Item("dropped", refused="kind_security_other")]
+
+
 def test_a_thousand_elements_pass_and_one_more_does_not() -> None:
     for count in (1000, 1001):
         payload = b'{"items":[' + b",".join([b"{}"] * count) + b"]}"
@@ -250,6 +257,8 @@ def test_each_bucket_that_names_somebody_becomes_an_item_and_none_is_lost(dids: 
         b'{"aggregates":"did","attrs":{},"did":1}',
         b'{"aggregates":[{"did":[4711]}]}',
         b'{"aggregates":[7],"x":{"did":1}}',
+        b'{"aggregates":[],"did":1}',
+        b'{"aggregates":[{"did":null},{"did":""}]}',
         b'"did"',
     ],
 )
