@@ -168,7 +168,8 @@ def _reduce(url: str, keep_path: bool) -> str:  # noqa: FBT001 -- behind the cac
 
 # A transaction is often a name of several words, a function, or a method and a path.
 _WORDS = re.compile(
-    r"[A-Za-z<][^/\\:?#%@&=]{0,200} [^/\\:?#%@&=]{1,200}|[A-Za-z_]\w{0,80}(?:\.[A-Za-z_]\w{0,80}){1,12}",
+    r"[A-Za-z<][^/\\:?#%@&=]{0,200} [^/\\:?#%@&=]{1,200}"
+    r"|[A-Za-z_]\w{0,80}(?:\.[A-Za-z_]\w{0,80}){1,12}",
     re.ASCII,
 )
 _METHOD_AND_PLACE = re.compile(r"([A-Z]{3,10}) +([/h].*)", re.DOTALL)
