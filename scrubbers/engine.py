@@ -464,6 +464,8 @@ def _redact(contract: Any, rules: Rules, ledger: Ledger) -> None:
             here += 1
             if here not in texts:
                 continue
+        if type(owner) is dict and key is not KEY and key not in owner:
+            continue  # it went with its name
         redacted, remarks = redact_text(
             text, detectors, known=None if static else known, numbering=numbering
         )
