@@ -166,8 +166,22 @@ def _reduce(url: str, keep_path: bool) -> str:  # noqa: FBT001 -- behind the cac
     return "<redacted>"
 
 
+# A transaction is often a name of several words, a function, or a method and a path.
+_WORDS = re.compile(
+    r"[A-Za-z<][^/\\:?#%@&=]{0,200} [^/\\:?#%@&=]{1,200}"
+    r"|[A-Za-z_]\w{0,80}(?:\.[A-Za-z_]\w{0,80}){1,12}",
+    re.ASCII,
+)
+_METHOD_AND_PLACE = re.compile(r"([A-Z]{3,10}) +([/h].*)", re.DOTALL)
+
+
 def _reduce_location(url: str) -> str:
     url = url.strip()
+    # "generic WSGI request", "app.views.save": no location; the text scan sees it.
+    if _WORDS.fullmatch(url):
+        return url
+    if match := _METHOD_AND_PLACE.fullmatch(url):
+        return f"{match[1]} {_reduce_location(match[2])}"
     scheme, rest = _split_scheme(url)
     if scheme in _CONTENT_SCHEMES:
         return f"{scheme}:"

@@ -68,7 +68,7 @@ async def _serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ask_to_stop)
     loop.add_signal_handler(signal.SIGHUP, lambda: None)
-    runner = Runner(settings, lambda line: console.print(f"[yellow]{line}[/]"))
+    runner = Runner(settings, lambda line: console.print(line, style="yellow", markup=False))
     try:
         await runner.open()
         host, port = runner.address

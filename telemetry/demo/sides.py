@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from scrubbers.detectors import Detectors
 from scrubbers.model import Remark
@@ -50,7 +50,10 @@ class Tokens(NamedTuple):
 
 
 class Sides:
-    """Explains events of one run under the shipped policy, or the one that was run."""
+    """Explains events of one run under the shipped policy, or the one that was run.
+
+    Its methods raise `LookupError` where what they explain did not arrive.
+    """
 
     def __init__(self, evidence: Evidence, policy: Policy | None = None) -> None:
         self._evidence = evidence
@@ -77,12 +80,12 @@ class Sides:
     def error(self) -> list[Row]:
         """Explain one error of the application that has nothing but sentry-sdk."""
         references = self._evidence.driven.references["sentry", 1]
-        after = next(
+        after = _first(
             event
             for event in self._evidence.sentry.events
             if event["event_id"] in references and "login failed" in _message(event)
         )
-        item = next(
+        item = _first(
             item
             for request in self._evidence.recorder.requests
             if request.path.endswith("/envelope/")
@@ -110,12 +113,12 @@ class Sides:
 
     def analytics(self) -> list[Row]:
         """Explain one event that a job sent to Heap's interface itself."""
-        after = next(
+        after = _first(
             event
             for event in self._evidence.heap.events
             if str(event["properties"].get("remark", "")).startswith(FEEDBACK)
         )
-        raw, item = next(
+        raw, item = _first(
             (request.body, items[0])
             for request in self._evidence.recorder.requests
             if request.path == "/api/track"
@@ -161,7 +164,7 @@ class Sides:
         }
         errors = [e for e in self._evidence.sentry.events if e["event_id"] in references]
         at_sentry = {event["user"]["id"] for event in errors}
-        at_heap = next(
+        at_heap = _first(
             str(event["identity"])
             for event in self._evidence.heap.events
             if str(event["properties"].get("remark", "")).startswith(FEEDBACK)
@@ -276,7 +279,19 @@ class Sides:
         return self._why(entry, (), [])
 
 
+_T = TypeVar("_T")
 _TAGGED: Final = "tags: how long it may stay (retention.toml), under which policy, whose"
+
+
+def _first(found: Iterable[_T]) -> _T:
+    """Give the first there is.
+
+    Raises:
+        LookupError: There is none.
+    """
+    for one in found:
+        return one
+    raise LookupError("it did not arrive")
 
 
 def _message(event: Mapping[str, Any]) -> str:

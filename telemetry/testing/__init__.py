@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from telemetry.testing.canaries import Canaries
     from telemetry.testing.heap import HeapStandIn
+    from telemetry.testing.leaks import Leaks
     from telemetry.testing.sentry import SentryStandIn
     from telemetry.testing.sinks import SinkConformance
 
-__all__ = ["Canaries", "HeapStandIn", "SentryStandIn", "SinkConformance"]
+__all__ = ["Canaries", "HeapStandIn", "Leaks", "SentryStandIn", "SinkConformance"]
 
 _MODULES: Final = {
     "Canaries": "canaries",
     "HeapStandIn": "heap",
+    "Leaks": "leaks",
     "SentryStandIn": "sentry",
     "SinkConformance": "sinks",
 }

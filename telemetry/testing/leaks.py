@@ -137,14 +137,18 @@ def _folded_forms(value: str) -> Iterator[tuple[str, bytes]]:
         for folded in dict.fromkeys((text, text.lower(), text.upper())):
             raw = folded.encode()
             yield form, raw.lower()
-            yield "url", quote(folded, safe="").encode().lower()
-            yield "url", quote_plus(folded, safe="@+:/").encode().lower()
-            yield "url", quote_plus(folded, safe="").encode().lower()
+            for safe in ("", "/", "/:@!$'()*,;~"):
+                # What a query, a path and RFC 3986 leave as it is.
+                yield "url", quote(folded, safe=safe).encode().lower()
+                yield "url", quote_plus(folded, safe=safe).encode().lower()
             yield "url twice", quote(quote(folded, safe=""), safe="").encode().lower()
-            yield "json", json.dumps(folded)[1:-1].encode().lower()
+            for ascii_only in (True, False):
+                once = json.dumps(folded, ensure_ascii=ascii_only)[1:-1]
+                yield "json", once.encode().lower()
+                # A string of JSON inside JSON, as logs and breadcrumbs have it.
+                twice = json.dumps(once, ensure_ascii=ascii_only)[1:-1]
+                yield "json twice", twice.encode().lower()
             yield "json", "".join(f"\\u{ord(char):04x}" for char in folded).encode()
-            # What stands in a string of JSON inside JSON, as logs and breadcrumbs have it.
-            yield "json twice", json.dumps(json.dumps(folded)[1:-1])[1:-1].encode().lower()
             yield "html", html.escape(folded).encode().lower()
             yield "hex", raw.hex().encode()
             yield "utf-16", folded.encode("utf-16-le").lower()

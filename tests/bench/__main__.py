@@ -11,6 +11,7 @@ import sys
 import tomllib
 from collections.abc import Mapping
 from importlib.util import find_spec
+from math import isfinite
 from pathlib import Path
 
 from rich.console import Console
@@ -49,14 +50,14 @@ def _show(console: Console, rows: list[Row]) -> None:
         table.add_column(column, justify="left" if column == "workload" else "right")
     for row in rows:
         times = [f"{row.times_s[name] * 1e6:.1f}" for name in ("json", "scrub", *others)]
-        speed = row.text / row.gate_s / 1e6
+        speed = f"{row.text / row.gate_s / 1e6:.0f}" if isfinite(row.gate_s) else "hit"
         table.add_row(
             row.name,
             f"{row.size:.0f}",
             f"{row.text:.0f}",
             *times,
             f"{row.ratio:.2f}",
-            f"{speed:.0f}",
+            speed,
         )
     console.print(table)
 
