@@ -25,7 +25,18 @@ from scrubbers.time import coarsen_time
 from scrubbers.url import reduce_url
 from scrubbers.user_agent import reduce_user_agent
 
-__all__ = ["FORMATS", "KEY", "Ledger", "Outcome", "Rules", "Slot", "Treatments", "rescrub", "scrub"]
+__all__ = [
+    "FORMATS",
+    "KEY",
+    "RULES",
+    "Ledger",
+    "Outcome",
+    "Rules",
+    "Slot",
+    "Treatments",
+    "rescrub",
+    "scrub",
+]
 
 KEY: Final = object()
 """In a `Slot`: the text is a key of an open map, not a value."""
@@ -34,6 +45,22 @@ Path = tuple[str | int, ...]
 Slot = tuple[Any, Any, str, Path, Path, bool]
 """Owner (object, list or dict), attribute or index, text, path of the record, rest of the path, and
 whether it is text of the program (see `Ledger.statics`)."""
+
+
+RULES: Final = frozenset(
+    (
+        "identifier",
+        "known_value",
+        "reduce_url",
+        "reduce_user_agent",
+        "shape",
+        "strip",
+        "truncate_ip",
+        "type",
+        "unsettled",
+    )
+)
+"""Rules of remarks beside the ids of detectors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

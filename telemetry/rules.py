@@ -29,6 +29,8 @@ from telemetry.tolerant import prune, strict_json, unknown_paths
 
 __all__ = ["CompiledRules", "Schemas"]
 
+_BESIDE: Final = frozenset(("kind", "_remarks"))
+"""Keys that stand beside an event's own fields: our wire format's."""
 _RAW: Final = msgspec.Raw()
 _Int = Annotated[int, msgspec.Meta(ge=-LONGEST_INT, le=LONGEST_INT)]
 _Scalar = str | int | float | bool | None
@@ -434,7 +436,7 @@ class CompiledRules:
         found: set[str] = set()
         if isinstance(data, dict):
             unknown_paths(self.record, data, "", found, self.treatments.detectors.gate)
-        return sorted(found)
+        return sorted(found - _BESIDE)
 
 
 class Schemas:

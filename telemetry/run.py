@@ -23,6 +23,7 @@ import msgspec
 import structlog
 
 from scrubbers.detectors import Detectors
+from telemetry import logs
 from telemetry.admin import Admin
 from telemetry.books import Books
 from telemetry.brokers import DEAD, SEALED, Broker, Entry
@@ -337,7 +338,7 @@ class Runner:
             except asyncio.CancelledError:
                 raise
             except Exception as error:  # noqa: BLE001 - the edge of the loop; unfinished is polled again
-                _log.error("loop_failed", stage=name, exc_info=error)
+                _log.error("loop_failed", stage=name, **logs.place(error))
                 await asyncio.sleep(1.0)
 
     async def close(self) -> None:

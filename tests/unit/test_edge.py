@@ -131,3 +131,34 @@ def test_an_entry_that_goes_with_its_name_does_not_shield_what_stands_behind_it(
     assert b"@example.com" not in outcome.event
     assert json.loads(outcome.event)["tags"].keys() == {"plain", "writer", "reader"}
     assert not any("@" in str(remark.path) for remark in outcome.remarks)
+
+
+def test_remarks_of_an_earlier_edge_are_taken_over_as_far_as_we_could_have_made_them(
+    edge: Edge,
+) -> None:
+    event = {
+        "message": "no mail to <email:1>",
+        "_remarks": [
+            [["message"], "email", "replace", 11, 20],
+            [["user", "email"], "strip", "remove", 0, 0],
+            [["tags", "jane@example.com"], "email", "replace", 0, 9],
+            [["jane@example.com"], "strip", "remove", 0, 0],
+            [["message"], "jane@example.com", "replace", 0, 0],
+            [["message"], "email", "replace", -1, 5],
+        ],
+    }
+    outcome = edge.scrub(item(event, "error_event"))
+    assert [tuple(remark) for remark in outcome.remarks] == [
+        (("message",), "email", "replace", 11, 20),
+        (("user", "email"), "strip", "remove", 0, 0),
+        (("tags", "<key>"), "email", "replace", 0, 9),
+    ]
+    assert b"_remarks" not in outcome.event
+    assert edge.unknown == {}
+
+
+@pytest.mark.parametrize("remarks", [1, "x", [1], [[["message"], "email", "burn", 0, 0]], [[]]])
+def test_remarks_that_are_none_change_nothing(edge: Edge, remarks: object) -> None:
+    outcome = edge.scrub(item({"message": "hello", "_remarks": remarks}, "error_event"))
+    assert outcome.remarks == []
+    assert outcome.event == b'{"message":"hello"}'
