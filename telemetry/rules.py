@@ -305,11 +305,11 @@ def _emit_slots(record: Record, out: _Source) -> None:
             )
         elif entry.shape == "map":
             out(1, f"if {value}:")
-            # An entry may go while its map is walked: the places behind it must not move.
-            out(2, f"m = list({value}.items())")
-            out(2, f"for k, _ in m: yield {value}, KEY, k, p, ({wire!r},), {static}")
+            # Listed before an entry may be taken out: each text keeps its place in the order.
+            out(2, f"entries = list({value}.items())")
+            out(2, f"for k, _ in entries: yield {value}, KEY, k, p, ({wire!r},), {static}")
             if entry.treatment != "shape":
-                out(2, f"for k, e in m: yield {value}, k, e, p, ({wire!r}, k), {static}")
+                out(2, f"for k, e in entries: yield {value}, k, e, p, ({wire!r}, k), {static}")
         elif entry.treatment in ("redact_text", "reduce_url"):
             safe = f" and not {entry.form}({value})" if entry.form else ""
             out(1, f"if {value}{safe}: yield o, {entry.name!r}, {value}, p, ({wire!r},), {static}")

@@ -114,3 +114,20 @@ def test_ids_are_of_version_seven_in_order_and_never_the_same() -> None:
         assert one[16] in "89ab"
         assert before <= int(one[:12], 16) <= int(time.time() * 1000)
     assert [one[:12] for one in made] == sorted(one[:12] for one in made)
+
+
+def test_an_entry_that_goes_with_its_name_does_not_shield_what_stands_behind_it(
+    edge: Edge,
+) -> None:
+    # The places of texts are counted; an entry that is taken out must not shift the ones after it.
+    tags = {
+        "jane.doe@example.com": "max.mustermann@example.com",
+        "plain": "x",
+        "writer": "erika.beispiel@example.com",
+        "reader": "john.smith@example.com",
+    }
+    event = {"message": "m", "tags": tags, "exception": {"values": [{"value": "a@example.com"}]}}
+    outcome = edge.scrub(item(event, "error_event"))
+    assert b"@example.com" not in outcome.event
+    assert json.loads(outcome.event)["tags"].keys() == {"plain", "writer", "reader"}
+    assert not any("@" in str(remark.path) for remark in outcome.remarks)
