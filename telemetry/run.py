@@ -199,6 +199,9 @@ class Runner:
         if not settings.production:
             initialise_development(state)
             self._say("Keys: made for development and marked insecure; production refuses them.")
+        # First of all that is shared: whoever does not own the log changes nothing beside it.
+        self.storage = Storage(open_broker(settings))
+        self._open.callback(self.storage.close)
         register = PolicyRegister(state / "policies.ndjson")
         register.enter(policy.digest, "live", datetime.now(UTC))
         sealer = Identity.sealer(state)
@@ -210,8 +213,6 @@ class Runner:
             for name in policy.recipients
             if policy.recipients[name].sink
         }
-        self.storage = Storage(open_broker(settings))
-        self._open.callback(self.storage.close)
         self.edge = Edge(schemas)
         self.intake = Intake(policy, self.edge, sealer, dead_sealer)
         scrub_thread = ThreadPoolExecutor(1, thread_name_prefix="scrub")

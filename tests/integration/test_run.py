@@ -189,13 +189,19 @@ def test_a_second_process_on_the_same_state_refuses_and_harms_nothing(
     tmp_path: Path, heap: HeapStandIn, sentry: SentryStandIn
 ) -> None:
     with Running(tmp_path, heap, sentry) as pipeline:
-        second = command(
-            "run", cwd=tmp_path, **{**pipeline.more, "TELEMETRY_BIND": "127.0.0.1:0",
-                                    "TELEMETRY_ADMIN_BIND": "127.0.0.1:0"},
-        )  # fmt: skip
+        register = pipeline.state / "policies.ndjson"
+        before = register.read_bytes()
+        folder = copied_policy(tmp_path, "treatments.toml", '"default"', '"strict"')
+        elsewhere = {
+            "TELEMETRY_BIND": "127.0.0.1:0",
+            "TELEMETRY_ADMIN_BIND": "127.0.0.1:0",
+            "TELEMETRY_POLICY": str(folder),
+        }
+        second = command("run", cwd=tmp_path, **{**pipeline.more, **elsewhere})
         assert second.returncode in (1, 2)
         assert "Traceback" not in second.stderr
         assert "another process" in second.stderr
+        assert register.read_bytes() == before
         assert pipeline.books()["exact"]
         assert pipeline.events([analytics(1)])
         assert heap.wait(lambda there: len(there.events) == 1, 5.0)

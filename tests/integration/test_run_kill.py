@@ -102,7 +102,7 @@ def arrived(heap: HeapStandIn, sentry: SentryStandIn) -> set[int]:
 
 
 @pytest.mark.timeout(180)
-def test_nothing_acknowledged_is_lost_in_ten_kills(tmp_path: Path) -> None:  # noqa: PLR0915
+def test_nothing_acknowledged_is_lost_in_ten_kills(tmp_path: Path) -> None:
     draw = random.Random(20261122)  # noqa: S311 - a reproducible order of faults
     begun = time.monotonic()
     with HeapStandIn() as heap, SentryStandIn() as sentry:
