@@ -77,7 +77,7 @@ class Treatments:
 
     detectors: Detectors
     address_profile: AddressProfile
-    grain_s: int
+    grain_s: float
     user_agents: bool = True
 
 

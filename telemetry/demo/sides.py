@@ -89,7 +89,7 @@ class Sides:
             item
             for request in self._evidence.recorder.requests
             if request.path.endswith("/envelope/")
-            for item in sentry.parse_envelope(request.body).items
+            for item in sentry.parse_envelope(request.body, self._records).items
             if item.event_id == after["event_id"] and item.raw
         )
         before, self._shown_event, self._kept = json.loads(item.raw), after, []
