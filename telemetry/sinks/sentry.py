@@ -63,6 +63,33 @@ _KEY = re.compile(r"[0-9A-Za-z_-]{1,128}")
 _PROJECT = re.compile(r"[0-9]{1,20}")
 
 
+_Path = tuple[str | int, ...]
+KEY: Final = "<key>"
+"""In a path: a name that is not shown, because nobody declared it (`scrubbers.model.Remark`)."""
+
+_IDENTIFIERS: Final[Mapping[_Path, _Path]] = {
+    ("account",): ("user", "id"),
+    ("organization",): ("tags", "organization"),
+    ("session",): ("tags", "session"),
+}
+"""A rejected identifier is told of by its sort: here, where its token would have stood."""
+_OURS: Final = frozenset(
+    {("user", "id")}
+    | {
+        ("tags", name)
+        for name in ("organization", "session", "retain_until", "retention_class", "policy")
+    }
+)
+"""What stands there is the sink's, whatever the event had: no remark is about it."""
+_PLACEHOLDER = re.compile(rb"<[a-z_]{1,32}(?::[1-9][0-9]{0,2})?>")
+_PLACES: Final[Mapping[_Path, Sequence[_Path]]] = {
+    ("user", "ip_address"): (("tags", "ip_prefix"),),
+    ("user", "organization"): (("tags", "organization"),),
+    ("user", "session"): (("tags", "session"),),
+}
+"""What `SentrySink.shape` puts elsewhere, besides tags and user agents."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dsn:
     """Where a project takes envelopes, and as whom.
@@ -159,6 +186,7 @@ class SentrySink(Sink):
 
     max_deliveries = 50
     stand_in = "telemetry.testing.sentry:SentryStandIn"
+    remarks_at = (("_meta",), ("contexts", "privacy"))
 
     def __init__(
         self,
@@ -196,6 +224,18 @@ class SentrySink(Sink):
         elif shaping.kind != "check_in":
             payload = _shape_session(payload, shaping)
         return msgspec.json.encode(payload, order="deterministic")
+
+    def places(self, kind: str, path: _Path) -> Sequence[_Path]:
+        """Say where Sentry finds a field."""
+        if kind != _EVENT:
+            return (path,)
+        if path[:1] == ("tags",) and len(path) > 1:
+            place = ("tags", tag_key(str(path[1])))
+            return () if place in _OURS else (place,)
+        agent = path[:2] == ("request", "headers") and str(path[-1]).lower() == "user-agent"
+        if agent or path == ("user_agent",):
+            return (("contexts", "browser"), ("contexts", "client_os"))
+        return _PLACES.get(path, (path,))
 
     def scope(self, delivery: Delivery) -> str:
         """Name the Sentry category of a delivery: ``error``, ``session`` or ``monitor``."""
@@ -314,26 +354,6 @@ class SentrySink(Sink):
 
 _NO_ANSWER: Final = Retry()
 
-_Path = tuple[str | int, ...]
-KEY: Final = "<key>"
-"""In a path: a name that is not shown, because nobody declared it (`scrubbers.model.Remark`)."""
-
-_IDENTIFIERS: Final[Mapping[_Path, _Path]] = {
-    ("account",): ("user", "id"),
-    ("organization",): ("tags", "organization"),
-    ("session",): ("tags", "session"),
-}
-"""A rejected identifier is told of by its sort: here, where its token would have stood."""
-_OURS: Final = frozenset(
-    {("user", "id")}
-    | {
-        ("tags", name)
-        for name in ("organization", "session", "retain_until", "retention_class", "policy")
-    }
-)
-"""What stands there is the sink's, whatever the event had: no remark is about it."""
-_PLACEHOLDER = re.compile(rb"<[a-z_]{1,32}(?::[1-9][0-9]{0,2})?>")
-
 
 def _shape_event(payload: dict[str, Any], shaping: Shaping) -> dict[str, Any]:
     """Put identity, promise and explanation where Sentry looks for them.
@@ -379,7 +399,6 @@ def _shape_event(payload: dict[str, Any], shaping: Shaping) -> dict[str, Any]:
         "sdk": sdk | {"settings": {"infer_ip": "never"}},
         "contexts": contexts | {"privacy": _explain(shaping.remarks, shaping.tags)},
     }
-    own = {"organization", "session", "retain_until", "retention_class", "policy"} & tags.keys()
     if meta := _meta(payload, shaping.remarks, moved):
         payload["_meta"] = meta
     return payload
