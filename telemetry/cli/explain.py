@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from telemetry.cli import EXIT_NO, Json, app
+from telemetry.cli import EXIT_CONFIG, EXIT_NO, Json, app
 from telemetry.errors import ConfigError, EventError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def explain(
     JSON a line; also gzipped. Only what leaves is shown; of what does not, its class. Nothing is
     sent, and no key is used: in place of a token stands ps1_heap_u_…
 
-    Exit code 0; 1 if FILE cannot be read as an event; 2 if there is no such file, policy or
+    Exit code 0; 2 if FILE cannot be read as an event, or there is no such file, policy or
     recipient.
 
     Examples:
@@ -124,8 +124,8 @@ def try_policy(
     NARROWS lets less out than before, WIDENS more; UNDECIDED where neither result can be made from
     the other. Nothing is sent, stored or made live.
 
-    Exit code 0 if nothing would leave otherwise than now; 1 if something would, or if FILE cannot
-    be read as an event; 2 if a policy is refused.
+    Exit code 0 if nothing would leave otherwise than now; 1 if something would; 2 if a policy is
+    refused, or FILE cannot be read as an event.
 
     Examples:
 
@@ -185,7 +185,7 @@ def _samples(file: str, kind: str) -> list[Sample]:
             f"[bold red]Not an event:[/] {escape(said or str(error))} "
             "If it is one, name its record with --kind."
         )
-        raise typer.Exit(EXIT_NO) from None
+        raise typer.Exit(EXIT_CONFIG) from None
 
 
 def _explained(
@@ -349,14 +349,7 @@ def shown(value: Any) -> str:
 
 
 def _is_difference(change: Change) -> bool:
-    if change.direction != "EQUAL":
-        return True
-    return (change.before is None) != (change.after is None) and _leaves(change)
-
-
-def _leaves(change: Change) -> bool:
-    row = change.before or change.after
-    return row is not None and row.verdict != "removed"
+    return change.direction != "EQUAL"
 
 
 def _paired(

@@ -36,7 +36,7 @@ LAYERS = [
         "telemetry",
     },
     # what runs the roles' own functions to tell of them
-    {"telemetry.explain", "telemetry.compare"},
+    {"telemetry.explain", "telemetry.compare", "telemetry.filter"},
     # the roles
     {"telemetry.gateway", "telemetry.client", "telemetry.pipeline", "telemetry.forward"},
     # what the roles are made of
