@@ -35,6 +35,8 @@ LAYERS = [
         "telemetry.integrations",
         "telemetry",
     },
+    # what runs the roles' own functions to tell of them
+    {"telemetry.explain", "telemetry.compare", "telemetry.filter"},
     # the roles
     {"telemetry.gateway", "telemetry.client", "telemetry.pipeline", "telemetry.forward"},
     # what the roles are made of
