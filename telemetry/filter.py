@@ -261,7 +261,7 @@ class Filter:
         return bytes(outcome.event)
 
     def _envelope(self, data: bytes) -> bytes:
-        envelope = sentry.parse_envelope(data)
+        envelope = sentry.parse_envelope(data, sentry.KINDS)
         head = {"event_id": envelope.event_id} if envelope.event_id else {}
         lines = [json.dumps(head, separators=(",", ":")).encode()]
         for item in envelope.items:

@@ -77,7 +77,7 @@ def read_samples(data: bytes, kind: str = "") -> list[Sample]:
     if not kind and is_envelope(data):
         return [
             Sample(item, _object(item.raw) if item.raw else {})
-            for item in sentry.parse_envelope(data).items
+            for item in sentry.parse_envelope(data, sentry.KINDS).items
         ]
     found: list[Sample] = []
     for raw in _objects(data):

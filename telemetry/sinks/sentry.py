@@ -77,6 +77,8 @@ _FORMS: Final = {
         shared=True,
     ),
 }
+_EVENTS: Final = frozenset(("error_event", "transaction", "feedback"))
+"""Kinds in the form of Sentry's event payload."""
 _ALIASES: Final = {"log_byte": "log_item", "trace_metric_byte": "trace_metric"}
 _KNOWN_CATEGORIES: Final = frozenset(form.category for form in _FORMS.values())
 _SHARED_ITEMS: Final = 100
@@ -254,7 +256,7 @@ class SentrySink(Sink):
 
     def places(self, kind: str, path: _Path) -> Sequence[_Path]:
         """Say where Sentry finds a field."""
-        if kind != _EVENT:
+        if kind not in _EVENTS:
             return (path,)
         if path[:1] == ("tags",) and len(path) > 1:
             place = ("tags", tag_key(str(path[1])))
@@ -406,7 +408,6 @@ def _together(deliveries: Sequence[Delivery]) -> list[list[int]]:
         group.append(i)
         filled[form.category] += size
     return envelopes
-
 
 
 def _shape_event(payload: dict[str, Any], shaping: Shaping) -> dict[str, Any]:
