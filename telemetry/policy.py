@@ -300,6 +300,7 @@ class Policy:
                 f"Use one of: {', '.join(sorted(addresses))}.",
             )
         chosen = addresses[profile]
+        self.address_source = chosen.source
         self.address_profile = AddressProfile(
             name=profile, v4_bits=chosen.v4_bits, v6_bits=chosen.v6_bits, drop=chosen.drop
         )

@@ -21,6 +21,7 @@ from telemetry.dialects import EVENTS, Refusal, decode_json, decompress, fitting
 from telemetry.edge import Item
 
 __all__ = [
+    "KINDS",
     "Credentials",
     "Discarded",
     "Envelope",
@@ -50,6 +51,8 @@ _KINDS: Final = {
 }
 """Record that describes an item of this type. Whether it goes on is the policy's business."""
 
+KINDS: Final = frozenset(_KINDS.values())
+"""Records that items of an envelope are events of."""
 _CONTAINERS: Final = frozenset(("log", "span", "trace_metric"))
 """Items that hold many: ``{"version": 2, "items": […]}``."""
 

@@ -77,6 +77,8 @@ _FORMS: Final = {
         shared=True,
     ),
 }
+_EVENTS: Final = frozenset(("error_event", "transaction", "feedback"))
+"""Kinds in the form of Sentry's event payload."""
 _ALIASES: Final = {"log_byte": "log_item", "trace_metric_byte": "trace_metric"}
 _KNOWN_CATEGORIES: Final = frozenset(form.category for form in _FORMS.values())
 _SHARED_ITEMS: Final = 100
@@ -90,6 +92,33 @@ _ROWS: Final = 20
 _NO_TAG_KEY_CHAR = re.compile(r"[^a-zA-Z0-9_.:-]")
 _KEY = re.compile(r"[0-9A-Za-z_-]{1,128}")
 _PROJECT = re.compile(r"[0-9]{1,20}")
+
+
+_Path = tuple[str | int, ...]
+KEY: Final = "<key>"
+"""In a path: a name that is not shown, because nobody declared it (`scrubbers.model.Remark`)."""
+
+_IDENTIFIERS: Final[Mapping[_Path, _Path]] = {
+    ("account",): ("user", "id"),
+    ("organization",): ("tags", "organization"),
+    ("session",): ("tags", "session"),
+}
+"""A rejected identifier is told of by its sort: here, where its token would have stood."""
+_OURS: Final = frozenset(
+    {("user", "id")}
+    | {
+        ("tags", name)
+        for name in ("organization", "session", "retain_until", "retention_class", "policy")
+    }
+)
+"""What stands there is the sink's, whatever the event had: no remark is about it."""
+_PLACEHOLDER = re.compile(rb"<[a-z_]{1,32}(?::[1-9][0-9]{0,2})?>")
+_PLACES: Final[Mapping[_Path, Sequence[_Path]]] = {
+    ("user", "ip_address"): (("tags", "ip_prefix"),),
+    ("user", "organization"): (("tags", "organization"),),
+    ("user", "session"): (("tags", "session"),),
+}
+"""What `SentrySink.shape` puts elsewhere, besides tags and user agents."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +217,7 @@ class SentrySink(Sink):
 
     max_deliveries = 50
     stand_in = "telemetry.testing.sentry:SentryStandIn"
+    remarks_at = (("_meta",), ("contexts", "privacy"))
 
     def __init__(
         self,
@@ -223,6 +253,18 @@ class SentrySink(Sink):
             raise EventError("unshapeable")
         payload = _SHAPES[shaping.kind](payload, shaping)
         return msgspec.json.encode(payload, order="deterministic")
+
+    def places(self, kind: str, path: _Path) -> Sequence[_Path]:
+        """Say where Sentry finds a field."""
+        if kind not in _EVENTS:
+            return (path,)
+        if path[:1] == ("tags",) and len(path) > 1:
+            place = ("tags", tag_key(str(path[1])))
+            return () if place in _OURS else (place,)
+        agent = path[:2] == ("request", "headers") and str(path[-1]).lower() == "user-agent"
+        if agent or path == ("user_agent",):
+            return (("contexts", "browser"), ("contexts", "client_os"))
+        return _PLACES.get(path, (path,))
 
     def scope(self, delivery: Delivery) -> str:
         """Name the Sentry category of a delivery: ``error``, ``session``, ``monitor``."""
@@ -368,16 +410,13 @@ def _together(deliveries: Sequence[Delivery]) -> list[list[int]]:
     return envelopes
 
 
-_Path = tuple[str | int, ...]
-
-
 def _shape_event(payload: dict[str, Any], shaping: Shaping) -> dict[str, Any]:
     """Put identity, promise and explanation where Sentry looks for them.
 
     The address never stays in ``user.ip_address``: Sentry would geolocate it or count it as a
     user. ``infer_ip: never`` keeps Sentry from filling in the address of this machine.
     """
-    moved: dict[_Path, _Path] = {}
+    moved: dict[_Path, _Path] = dict(_IDENTIFIERS)
     for name in ("_meta", "event_id", "message_id"):
         payload.pop(name, None)
     tags = _clean_tags(payload.get("tags"), moved)
@@ -620,15 +659,28 @@ def _clean_tags(given: object, moved: dict[_Path, _Path]) -> dict[str, str]:
             if isinstance(pair, list) and len(pair) == 2  # noqa: PLR2004 - name and value
         ]
     tags: dict[str, str] = {}
+    origins: dict[str, _Path] = {}
     for name, value, path in pairs:
+        moved[path] = ("tags", KEY)  # unless it stays, below
         if not isinstance(name, str) or not name or value is None or isinstance(value, dict | list):
             continue
         text = value if isinstance(value, str) else str(value).lower()
-        key = _NO_TAG_KEY_CHAR.sub("-", name)[:_TAG_KEY_CHARS]
+        key = tag_key(name)
         if text:
-            tags[key] = _tag_value(text)
+            if key in origins:
+                moved[origins[key]] = ("tags", KEY)  # two names became one; the later value stands
+            tags[key], origins[key] = _tag_value(text), path
             moved[path] = ("tags", key)
     return tags
+
+
+def tag_key(name: str) -> str:
+    """Give the name under which Sentry takes a tag.
+
+    >>> tag_key("queue name")
+    'queue-name'
+    """
+    return _NO_TAG_KEY_CHAR.sub("-", name)[:_TAG_KEY_CHARS]
 
 
 def _tag_value(text: str) -> str:
@@ -688,30 +740,43 @@ def _dotted(path: _Path) -> str:
 
 
 def _meta(
-    payload: dict[str, Any], remarks: Sequence[Remark], moved: Mapping[_Path, _Path]
+    payload: dict[str, Any],
+    remarks: Sequence[Remark],
+    moved: Mapping[_Path, _Path],
 ) -> dict[str, Any]:
     """Record changes as Sentry shows them: ``{"<path>": {"": {"rem": [["!config", letter]]}}}``.
 
     Rule id ``!config`` is how Sentry shows redactions made before it; any other id would be shown
     as a rule of the Sentry project. Never ``len`` or ``val``: they tell of the original.
+
+    There is one entry for each remark. What has no place of its own in the payload, such as an
+    entry whose name was personal, is told of where the nearest part of it stands.
+
+    Args:
+        payload: Complete but for ``_meta``; null is put where a removed value stood.
+        remarks: What was changed.
+        moved: Where the sink has put a value that stood elsewhere.
     """
     tree: dict[str, Any] = {}
     for remark in remarks:
         path = _follow(remark.path, moved)
-        if not path or "<key>" in path:
-            continue  # nothing stands at that path of the payload; contexts.privacy tells of it
-        value, stands = _reserve(payload, path)
-        note: list[str | int] = ["!config", "s" if stands else "x"]
-        # Bytes of the new value. A tag may have been cut since: then only the fact is told.
-        ranged = remark.action == "replace" and isinstance(value, str)
-        if ranged and 0 <= remark.start < remark.end <= len(str(value).encode()):
-            note += [remark.start, remark.end]
+        hidden = next((n for n, part in enumerate(path) if part in (KEY, "")), len(path))
+        whole = hidden == len(path) and path not in _OURS
+        path = path[:hidden]
+        reached, value = _reserve(payload, path)
+        whole, path = whole and reached == len(path), path[:reached]
+        if not path:
+            continue
+        note: list[str | int] = ["!config", "s" if whole and value is not None else "x"]
+        # A tag may have been cut since, a text redacted again: then only the fact is told.
+        if whole and remark.action == "replace" and isinstance(value, str):
+            there = value.encode()[remark.start : remark.end]
+            if remark.start >= 0 and _PLACEHOLDER.fullmatch(there):
+                note += [remark.start, remark.end]
         node = tree
         for part in path:
             node = node.setdefault(str(part), {})
-        noted = node.setdefault("", {"rem": []})["rem"]
-        if note not in noted:
-            noted.append(note)
+        node.setdefault("", {"rem": []})["rem"].append(note)
     return tree
 
 
@@ -723,21 +788,26 @@ def _follow(path: _Path, moved: Mapping[_Path, _Path]) -> _Path:
     return path
 
 
-def _reserve(payload: dict[str, Any], path: _Path) -> tuple[object, bool]:
-    """Look up a value; where a removed one stood, leave null, else Sentry drops its remark."""
+def _reserve(payload: dict[str, Any], path: _Path) -> tuple[int, object]:
+    """Look up a value; where a removed one stood, leave null, else Sentry drops its remark.
+
+    Returns:
+        How many parts of the path lead to something in the payload, and what stands there.
+    """
     node: Any = payload
     for depth, part in enumerate(path):
         if isinstance(node, dict) and isinstance(part, str):
             if part not in node:
-                if depth == len(path) - 1 and path[0] != "user":
-                    node[part] = None
-                return None, False
+                # Nothing is made up around it: an empty request would look like one without data.
+                if depth < len(path) - 1 or path[0] == "tags":
+                    return depth, node
+                node[part] = None
             node = node[part]
         elif isinstance(node, list) and isinstance(part, int) and 0 <= part < len(node):
             node = node[part]
         else:
-            return None, False
-    return node, node is not None
+            return depth, node
+    return len(path), node
 
 
 def _rfc3339(at: datetime) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import shutil
 import subprocess
@@ -219,8 +220,15 @@ def installed(folder: Path) -> str:
     if (major, minor) < (20, 19):
         return "node is older than 20.19, which @sentry/node 11 needs"
     done, lock = folder / "node_modules" / ".package-lock.json", folder / "package-lock.json"
-    if done.is_file() and done.stat().st_mtime >= lock.stat().st_mtime:
-        return ""
+    # Two workers that install at once would take each other's files away.
+    with (folder / ".installing").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        if done.is_file() and done.stat().st_mtime >= lock.stat().st_mtime:
+            return ""
+        return _install(npm, folder)
+
+
+def _install(npm: str, folder: Path) -> str:
     try:
         result = subprocess.run(  # noqa: S603 - a fixed command
             [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"],

@@ -129,9 +129,11 @@ class TestErrorEvents(Suite):
                 "queue-name": {"": {"rem": [["!config", "s"]]}},
             },
             "contexts": {"browser": {"name": {"": {"rem": [["!config", "s"]]}}}},
+            # An entry whose name is not shown: the nearest part of its path says so.
+            "extra": {"": {"rem": [["!config", "x"]]}},
         }
         assert event["request"]["data"] is None
-        assert "email" not in event["user"]
+        assert event["user"]["email"] is None
         privacy = event["contexts"]["privacy"]
         assert privacy["policy"] == "c0ffee123456"
         assert privacy["notice"] == "2026-03"
