@@ -82,6 +82,13 @@ class Row:
     source: str = ""
     before: Any = field(default=None, repr=False)
 
+    @property
+    def because(self) -> str:
+        """Say in one line by which rule, where that stands, and what it refers to."""
+        unsaid = ", ".join(rule for rule in self.rules if rule not in self.why)
+        source = f" ({self.source})" if self.source else ""
+        return f"{unsaid}: {self.why}{source}" if unsaid else f"{self.why}{source}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
@@ -379,11 +386,12 @@ class Explainer:
         if entry.treatment == "coarsen_time":
             return f"treatments.toml, [coarsen_time]: {self.policy.time_grain_s(kind)} s", entry.doc
         named = [rule for rule in rules if rule in self._sources]
+        given = ["known_value: the event gives it away elsewhere"] if "known_value" in rules else []
         if named:
-            sources = "; ".join(dict.fromkeys(filter(None, map(self._sources.get, named))))
-            return f"detectors.toml: {', '.join(named)}", sources
-        if "known_value" in rules:
-            return "a value that the event gives away elsewhere", entry.doc
+            sources = "; ".join(dict.fromkeys(filter(None, map(self._sources.__getitem__, named))))
+            return "; ".join([*given, f"detectors.toml: {', '.join(named)}"]), sources
+        if given:
+            return given[0], entry.doc
         if path[:1] == ("properties",):
             table = "user_properties.toml" if kind == "user_properties" else "events.toml"
             said = "enum" if entry.values else entry.shape
@@ -584,9 +592,10 @@ class _Walk:
             rules = (entry.treatment,) if entry.treatment != "keep" else ("format",)
             if entry.treatment in ("keep", "redact_text"):
                 rules, why = ("format",), "the same, as this recipient writes it"
-            if entry.role == "event_id" and after == _DERIVED:
-                rules = ("derive",)
-                why = "recipients.toml: event_ids = derived; zeros stand for it"
+            recipient = self.explainer.policy.recipients[self.recipient]
+            if entry.role == "event_id" and recipient.event_ids == "derived":
+                rules, why = ("derive",), "recipients.toml: event_ids = derived"
+                why += "; zeros stand for it" if after == _DERIVED else ""
         return Row(
             path=here.dotted,
             verdict="kept" if same else "changed",

@@ -292,7 +292,7 @@ def _print(console: Console, one: Explanation) -> None:
             f"[{colour}]{row.verdict}[/]",
             escape(before(row, reveals=one.reveals)),
             escape(after(row)) or "[dim]-[/]",
-            escape(because(row)),
+            escape(row.because),
         )
     console.print(table)
     counts = ", ".join(f"{number} {word}" for word, number in one.counts().items())
@@ -332,13 +332,6 @@ def after(row: Row) -> str:
         return ""
     moved = row.at if row.at != row.path and row.verdict != "added" else ""
     return shown(row.after) + (f"\nat {moved}" if moved else "")
-
-
-def because(row: Row) -> str:
-    """Say by which rule, where that stands, and what it refers to."""
-    unsaid = [rule for rule in row.rules if rule not in row.why]
-    rules = f"{', '.join(unsaid)}: " if unsaid else ""
-    return f"{rules}{row.why}" + (f" ({row.source})" if row.source else "")
 
 
 def shown(value: Any) -> str:
@@ -398,7 +391,7 @@ def _print_compared(
                 f"[{colour}]{change.direction}[/]",
                 _result(change.before),
                 _result(change.after),
-                escape(because(last)) if last else "",
+                escape(last.because) if last else "",
             )
         console.print(table)
     console.print(

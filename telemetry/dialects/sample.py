@@ -106,7 +106,9 @@ def is_envelope(data: bytes) -> bool:
         return False
     if not isinstance(first, dict) or set(first) - _ENVELOPE_HEADERS:
         return False
-    return second is None or (isinstance(second, dict) and isinstance(second.get("type"), str))
+    if second is None:
+        return bool(first)
+    return isinstance(second, dict) and isinstance(second.get("type"), str)
 
 
 def _objects(data: bytes) -> Iterator[bytes]:
