@@ -43,7 +43,7 @@ _NOTHING: Final = object()
 _EMPTY: Final[tuple[object, ...]] = (None, "", {}, [])
 _HIDDEN: Final = "<key>"
 _DERIVED: Final = "0" * 32
-"""Stands where a recipient gets an id that is derived with a key."""
+"""Stands where a recipient gets an id that is made at random, or derived with a key."""
 _LETTERS: Final = {
     "account": "u", "organization": "o", "membership": "m",
     "session": "s", "device": "d", "object": "x",
@@ -233,6 +233,8 @@ class Explainer:
         parcel, names, reason, note = self._take(sample, now)
         if parcel is None:
             return [self._nobody(sample, reason, reveal)]
+        if not sample.item.event_id and not self._edge.scrub(sample.item).event_id:
+            parcel = replace(parcel, event_id=_DERIVED)  # else explained twice it would differ
         decision = decide(parcel, names, self._terms, parcel.received_at)
         if isinstance(decision, (Drop, Hold, Park)):
             return [self._nobody(sample, decision.reason, reveal)]
