@@ -214,6 +214,8 @@ class Client:
         else:
             data = msgspec.json.decode(outcome.event)
             _restore(entry.kind, data, outcome.identifiers)
+            if outcome.remarks:
+                data["_remarks"] = outcome.remarks
             if not self.handover.destination.private:
                 _drop_user_agent(data)
             event, event_id = b"", outcome.event_id

@@ -192,6 +192,8 @@ def load_settings(
     except msgspec.ValidationError as error:
         where = str(error).partition(" - at `$.")[2].rstrip("`")
         variable = next((v for v, keys in _ENVIRONMENT.items() if ".".join(keys) == where), where)
+        if (overrides or {}).get(where) is not None:
+            variable = f"--{where.replace('_', '-')}"
         raise ConfigError(
             f"{variable} has a value that cannot be used.",
             remedy="deploy/config.reference.toml shows what it may be.",

@@ -300,7 +300,7 @@ class Pseudonymizer:
     async def step(self) -> bool:
         """Take one batch through. Tells whether there was any."""
         polled: Polled = await self._on_storage(self._broker.poll, SEALED, GROUP, _POLL_EVENTS)
-        if not polled.parcels and polled.position is None:
+        if not polled.parcels:
             return False
         outputs, counts = await self._on_scrub(self._decide_all, polled.parcels)
         await self._on_storage(self._broker.finish, polled, outputs, counts)

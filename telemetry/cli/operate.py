@@ -9,6 +9,7 @@ import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 from rich.console import Console
@@ -67,7 +68,7 @@ async def _serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ask_to_stop)
     loop.add_signal_handler(signal.SIGHUP, lambda: None)
-    runner = Runner(settings, lambda line: console.print(f"[yellow]{line}[/]"))
+    runner = Runner(settings, lambda line: console.print(line, style="yellow", markup=False))
     try:
         await runner.open()
         host, port = runner.address
@@ -196,7 +197,7 @@ def pause(recipient: str, *, config: Config = None, state: State = None) -> None
 
       telemetry pause all
     """
-    typer.echo(json.dumps(ask(_settings(config, state).state_dir, "POST", f"/pause/{recipient}")))
+    _order("pause", recipient, _settings(config, state))
 
 
 @app.command()
@@ -207,4 +208,11 @@ def resume(recipient: str, *, config: Config = None, state: State = None) -> Non
 
       telemetry resume heap
     """
-    typer.echo(json.dumps(ask(_settings(config, state).state_dir, "POST", f"/resume/{recipient}")))
+    _order("resume", recipient, _settings(config, state))
+
+
+def _order(order: str, recipient: str, settings: Settings) -> None:
+    answer = ask(settings.state_dir, "POST", f"/{order}/{quote(recipient, safe='')}")
+    if "detail" in answer:
+        raise typer.BadParameter("No such recipient; `telemetry books` lists them.")
+    typer.echo(json.dumps(answer))

@@ -59,6 +59,7 @@ LAYERS = [
         "telemetry.policy",
         "telemetry.schema",
         "telemetry.rules",
+        "telemetry.codegen",
         "telemetry.tolerant",
         "telemetry.parcel",
         "telemetry.batch",

@@ -100,3 +100,18 @@ def test_a_path_of_any_length_or_content_is_no_error() -> None:
     for text in ("/" * 100_000, "\ud800", "http://[", "://", "\x00", "a:" * 5_000, "%" * 5_000):
         for keep_path in (False, True):
             assert len(reduce_url(text, keep_path=keep_path).encode()) <= 4_096
+
+
+@pytest.mark.parametrize(
+    ("name", "reduced"),
+    [
+        ("generic WSGI request", "generic WSGI request"),
+        ("app.views.save", "app.views.save"),
+        ("POST /api/projects/4711", "POST /api/projects/<id>"),
+        ("GET https://jane:pw@app.example.com/p/4711?x=1", "GET https://app.example.com/p/<id>"),
+        ("4711", "<id>"),
+    ],
+)
+def test_a_transaction_may_be_a_name_or_a_method_and_a_place(name: str, reduced: str) -> None:
+    assert reduce_url(name) == reduced
+    assert reduce_url(reduced) == reduced

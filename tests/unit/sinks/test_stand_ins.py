@@ -218,9 +218,12 @@ class TestHeap:
         assert ask("user_deletion", bearer, users).status == 401
 
 
+NOW = "just now"
+
+
 def envelope(*items: tuple[dict[str, Any], bytes], **head: Any) -> bytes:
-    sent_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    lines = [json.dumps({"event_id": ID, "sent_at": sent_at} | head).encode()]
+    """Make an envelope. Its time is filled in when it is sent: parameters are made long before."""
+    lines = [json.dumps({"event_id": ID, "sent_at": NOW} | head).encode()]
     for headers, payload in items:
         lines += [json.dumps(headers).encode(), payload]
     return b"\n".join(lines)
@@ -235,6 +238,8 @@ def sentry_takes(
     sentry: SentryStandIn, body: bytes, auth: str = AUTH, target: str = "/api/1/envelope/"
 ) -> int:
     headers = (("X-Sentry-Auth", auth),) if auth else ()
+    sent_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    body = body.replace(NOW.encode(), sent_at.encode())
     request = Request(method="POST", target=target, headers=headers, raw=b"", body=body, at=0.0)
     return sentry.answer(request).status
 
