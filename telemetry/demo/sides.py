@@ -78,7 +78,7 @@ class Sides:
             item
             for request in self._evidence.recorder.requests
             if request.path.endswith("/envelope/")
-            for item in sentry.parse_envelope(request.body, self._records).items
+            for item in sentry.parse_envelope(request.body, self._policy.purpose_of_kind).items
             if item.event_id == after["event_id"] and item.raw
         )
         sample = Sample(item, json.loads(item.raw))

@@ -161,7 +161,9 @@ def test_an_envelope_keeps_what_has_a_purpose_and_nothing_of_its_header_but_the_
     out, filtering = run(body)
     first, item, payload = out.strip().split(b"\n")
     assert json.loads(first) == {"event_id": "ab" * 16}
-    assert json.loads(item) == {"type": "event", "length": len(payload)}
+    assert json.loads(item) == {
+        "type": "event", "content_type": "application/json", "length": len(payload)
+    }  # fmt: skip
     assert json.loads(payload) == {"message": "for <email:1>"}
     assert filtering.dropped == {"kind_attachment": 1, "kind_user_report": 1}
     assert filtering.read == 3
