@@ -23,7 +23,7 @@ from scrubbers.known_values import KnownValues
 from scrubbers.model import Remark
 from scrubbers.text import redact_text
 from telemetry.dialects.sample import Sample
-from telemetry.edge import Edge
+from telemetry.edge import REMARKS, Edge
 from telemetry.errors import ConfigError, EventError
 from telemetry.identity import Domain, Identifier, SuppressionState
 from telemetry.intake import Intake
@@ -386,7 +386,10 @@ class Explainer:
             sort = entry.kind.partition(":")[0]
             return f"pseudonyms.toml, [{sort}]", entry.doc
         if entry.treatment == "coarsen_time":
-            return f"treatments.toml, [coarsen_time]: {self.policy.time_grain_s(kind)} s", entry.doc
+            return (
+                f"treatments.toml, [coarsen_time]: {self.policy.time_grain_s(kind):g} s",
+                entry.doc,
+            )
         named = [rule for rule in rules if rule in self._sources]
         given = ["known_value: the event gives it away elsewhere"] if "known_value" in rules else []
         if named:
@@ -492,7 +495,10 @@ class _Walk:
         for name, value in sample.original.items():
             if value in _EMPTY:
                 continue
-            if said := sample.framing.get(name):
+            if name == REMARKS:
+                why = "what an edge before this one changed; told of with the rest"
+                yield self._gone(_Place((), (name,)), value, "technical", ("format",), why)
+            elif said := sample.framing.get(name):
                 yield self._gone(_Place((), (name,)), value, "technical", ("format",), said)
             elif sample.names is None:
                 yield from self._one(self.record, name, value, _Place((), ()), name)

@@ -173,6 +173,12 @@ def test_unknown_fields_are_listed_and_names_that_tell_something_are_not() -> No
     assert explained({**TRACK, "4711": 1}).unknown == ["user_id", "properties.title", "<key>"]
 
 
+def test_what_an_earlier_edge_changed_is_no_unknown_field() -> None:
+    told = explained({"message": "x", "_remarks": [["message"], "email", "replace", 0, 0]})
+    assert told.unknown == []
+    assert "_remarks" in [row.path for row in told.rows]
+
+
 def test_an_event_that_is_too_old_says_so_and_is_explained_all_the_same() -> None:
     told = explained(TRACK, now=NOW + timedelta(days=800))
     assert (told.outcome, told.reason) == ("delivered", "expired")
