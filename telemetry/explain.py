@@ -23,7 +23,7 @@ from scrubbers.known_values import KnownValues
 from scrubbers.model import Remark
 from scrubbers.text import redact_text
 from telemetry.dialects.sample import Sample
-from telemetry.edge import Edge
+from telemetry.edge import REMARKS, Edge
 from telemetry.errors import ConfigError, EventError
 from telemetry.identity import Domain, Identifier, SuppressionState
 from telemetry.intake import Intake
@@ -43,7 +43,7 @@ _NOTHING: Final = object()
 _EMPTY: Final[tuple[object, ...]] = (None, "", {}, [])
 _HIDDEN: Final = "<key>"
 _DERIVED: Final = "0" * 32
-"""Stands where a recipient gets an id that is derived with a key."""
+"""Stands where a recipient gets an id that is made at random, or derived with a key."""
 _LETTERS: Final = {
     "account": "u", "organization": "o", "membership": "m",
     "session": "s", "device": "d", "object": "x",
@@ -81,6 +81,13 @@ class Row:
     why: str = ""
     source: str = ""
     before: Any = field(default=None, repr=False)
+
+    @property
+    def because(self) -> str:
+        """Say in one line by which rule, where that stands, and what it refers to."""
+        unsaid = ", ".join(rule for rule in self.rules if rule not in self.why)
+        source = f" ({self.source})" if self.source else ""
+        return f"{unsaid}: {self.why}{source}" if unsaid else f"{self.why}{source}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,6 +233,8 @@ class Explainer:
         parcel, names, reason, note = self._take(sample, now)
         if parcel is None:
             return [self._nobody(sample, reason, reveal)]
+        if not sample.item.event_id and not self._edge.scrub(sample.item).event_id:
+            parcel = replace(parcel, event_id=_DERIVED)  # else explained twice it would differ
         decision = decide(parcel, names, self._terms, parcel.received_at)
         if isinstance(decision, (Drop, Hold, Park)):
             return [self._nobody(sample, decision.reason, reveal)]
@@ -377,13 +386,17 @@ class Explainer:
             sort = entry.kind.partition(":")[0]
             return f"pseudonyms.toml, [{sort}]", entry.doc
         if entry.treatment == "coarsen_time":
-            return f"treatments.toml, [coarsen_time]: {self.policy.time_grain_s(kind)} s", entry.doc
+            return (
+                f"treatments.toml, [coarsen_time]: {self.policy.time_grain_s(kind):g} s",
+                entry.doc,
+            )
         named = [rule for rule in rules if rule in self._sources]
+        given = ["known_value: the event gives it away elsewhere"] if "known_value" in rules else []
         if named:
-            sources = "; ".join(dict.fromkeys(filter(None, map(self._sources.get, named))))
-            return f"detectors.toml: {', '.join(named)}", sources
-        if "known_value" in rules:
-            return "a value that the event gives away elsewhere", entry.doc
+            sources = "; ".join(dict.fromkeys(filter(None, map(self._sources.__getitem__, named))))
+            return "; ".join([*given, f"detectors.toml: {', '.join(named)}"]), sources
+        if given:
+            return given[0], entry.doc
         if path[:1] == ("properties",):
             table = "user_properties.toml" if kind == "user_properties" else "events.toml"
             said = "enum" if entry.values else entry.shape
@@ -482,7 +495,10 @@ class _Walk:
         for name, value in sample.original.items():
             if value in _EMPTY:
                 continue
-            if said := sample.framing.get(name):
+            if name == REMARKS:
+                why = "what an edge before this one changed; told of with the rest"
+                yield self._gone(_Place((), (name,)), value, "technical", ("format",), why)
+            elif said := sample.framing.get(name):
                 yield self._gone(_Place((), (name,)), value, "technical", ("format",), said)
             elif sample.names is None:
                 yield from self._one(self.record, name, value, _Place((), ()), name)
@@ -584,9 +600,10 @@ class _Walk:
             rules = (entry.treatment,) if entry.treatment != "keep" else ("format",)
             if entry.treatment in ("keep", "redact_text"):
                 rules, why = ("format",), "the same, as this recipient writes it"
-            if entry.role == "event_id" and after == _DERIVED:
-                rules = ("derive",)
-                why = "recipients.toml: event_ids = derived; zeros stand for it"
+            recipient = self.explainer.policy.recipients[self.recipient]
+            if entry.role == "event_id" and recipient.event_ids == "derived":
+                rules, why = ("derive",), "recipients.toml: event_ids = derived"
+                why += "; zeros stand for it" if after == _DERIVED else ""
         return Row(
             path=here.dotted,
             verdict="kept" if same else "changed",

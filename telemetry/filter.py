@@ -11,7 +11,7 @@ import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import Any, Final, Literal, Protocol
 
 from scrubbers.detectors import SEPARATOR, Detectors
@@ -22,6 +22,7 @@ from telemetry.edge import Edge, Item
 from telemetry.errors import DecodeError, EventError
 from telemetry.policy import Policy
 from telemetry.rules import Schemas
+from telemetry.sinks.sentry import framed
 from telemetry.tolerant import strict_json
 
 __all__ = ["LINE_BYTES", "Filter", "Form"]
@@ -40,12 +41,6 @@ _SEPARATOR: Final = SEPARATOR.encode()
 _BEGIN = re.compile(rb"-----BEGIN (?:[A-Z0-9]{1,16} ){0,4}PRIVATE KEY(?: BLOCK)?-----")
 _END = re.compile(rb"-----END (?:[A-Z0-9]{1,16} ){0,4}PRIVATE KEY")
 _DEPTH: Final = 64
-_ITEMS: Final = {
-    "error_event": "event",
-    "session": "session",
-    "sessions": "sessions",
-    "check_in": "check_in",
-}
 
 
 class Reads(Protocol):
@@ -261,14 +256,18 @@ class Filter:
         return bytes(outcome.event)
 
     def _envelope(self, data: bytes) -> bytes:
-        envelope = sentry.parse_envelope(data, sentry.KINDS)
+        envelope = sentry.parse_envelope(data, self._policy.purpose_of_kind)
         head = {"event_id": envelope.event_id} if envelope.event_id else {}
         lines = [json.dumps(head, separators=(",", ":")).encode()]
-        for item in envelope.items:
-            self.read += 1
-            if (payload := self._item(item)) is not None:
-                header = {"type": _ITEMS[item.kind], "length": len(payload)}
-                lines += [json.dumps(header, separators=(",", ":")).encode(), payload]
+        # What came in one container goes into one: neighbours of a kind are framed together.
+        for kind, items in groupby(envelope.items, lambda item: item.kind):
+            payloads = []
+            for item in items:
+                self.read += 1
+                if (payload := self._item(item)) is not None:
+                    payloads.append(payload)
+            if payloads:
+                lines += framed(kind, payloads)
         return b"\n".join(lines) + b"\n"
 
 

@@ -84,7 +84,9 @@ def explain(
     if as_json and html:
         raise ConfigError("there is one output.", remedy="Use --json or --html, not both.")
     samples = _samples(file, kind)
-    explanations = _explained(_explainer(policy), samples, recipient, reveal=show_original)
+    explanations = _explained(
+        _explainer(policy), samples, recipient, now=datetime.now(UTC), reveal=show_original
+    )
     if as_json:
         events = [_as_json(one) for one in explanations]
         typer.echo(json.dumps({"version": 1, "reveals": show_original, "events": events}))
@@ -135,10 +137,10 @@ def try_policy(
     """
     first, second = _explainer(against), _explainer(policy)
     samples = _samples(file, kind)
-    compared = []
+    compared, now = [], datetime.now(UTC)
     for number, sample in enumerate(samples, 1):
-        one = {e.recipient: e for e in _explained(first, [sample], recipient)}
-        other = {e.recipient: e for e in _explained(second, [sample], recipient)}
+        one = {e.recipient: e for e in _explained(first, [sample], recipient, now=now)}
+        other = {e.recipient: e for e in _explained(second, [sample], recipient, now=now)}
         compared += [(number, *pair) for pair in _paired(one, other)]
     differs = [
         change for _, _, _, changes in compared for change in changes if _is_difference(change)
@@ -189,9 +191,13 @@ def _samples(file: str, kind: str) -> list[Sample]:
 
 
 def _explained(
-    explainer: Explainer, samples: Sequence[Sample], recipient: str, *, reveal: bool = False
+    explainer: Explainer,
+    samples: Sequence[Sample],
+    recipient: str,
+    *,
+    now: datetime,
+    reveal: bool = False,
 ) -> list[Explanation]:
-    now = datetime.now(UTC)
     return [
         one
         for sample in samples
@@ -292,7 +298,7 @@ def _print(console: Console, one: Explanation) -> None:
             f"[{colour}]{row.verdict}[/]",
             escape(before(row, reveals=one.reveals)),
             escape(after(row)) or "[dim]-[/]",
-            escape(because(row)),
+            escape(row.because),
         )
     console.print(table)
     counts = ", ".join(f"{number} {word}" for word, number in one.counts().items())
@@ -332,13 +338,6 @@ def after(row: Row) -> str:
         return ""
     moved = row.at if row.at != row.path and row.verdict != "added" else ""
     return shown(row.after) + (f"\nat {moved}" if moved else "")
-
-
-def because(row: Row) -> str:
-    """Say by which rule, where that stands, and what it refers to."""
-    unsaid = [rule for rule in row.rules if rule not in row.why]
-    rules = f"{', '.join(unsaid)}: " if unsaid else ""
-    return f"{rules}{row.why}" + (f" ({row.source})" if row.source else "")
 
 
 def shown(value: Any) -> str:
@@ -398,7 +397,7 @@ def _print_compared(
                 f"[{colour}]{change.direction}[/]",
                 _result(change.before),
                 _result(change.after),
-                escape(because(last)) if last else "",
+                escape(last.because) if last else "",
             )
         console.print(table)
     console.print(

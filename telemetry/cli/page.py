@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any, Final
 
-from telemetry.cli.explain import because, before
+from telemetry.cli.explain import before
 from telemetry.explain import Explanation, Row
 
 __all__ = ["page"]
@@ -143,7 +143,7 @@ def _row(row: Row, *, reveals: bool) -> str:
     return (
         f'<tr class="{row.verdict}"><td class="field">{_path(row.path)}</td>'
         f'<td class="verdict">{row.verdict}</td><td>{was}</td><td>{there}</td>'
-        f'<td class="why">{escape(because(row))}</td></tr>'
+        f'<td class="why">{escape(row.because)}</td></tr>'
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 from telemetry.dialects import BODY_BYTES, EVENTS, Refusal, decompress, fitting, heap, sentry
 from telemetry.edge import Item
 from telemetry.errors import DecodeError
+from telemetry.schema import load_records
 from telemetry.tolerant import strict_json
 
 __all__ = ["Sample", "Unrecognized", "is_envelope", "read_samples"]
@@ -77,7 +78,7 @@ def read_samples(data: bytes, kind: str = "") -> list[Sample]:
     if not kind and is_envelope(data):
         return [
             Sample(item, _object(item.raw) if item.raw else {})
-            for item in sentry.parse_envelope(data, sentry.KINDS).items
+            for item in sentry.parse_envelope(data, load_records()).items
         ]
     found: list[Sample] = []
     for raw in _objects(data):
@@ -106,7 +107,9 @@ def is_envelope(data: bytes) -> bool:
         return False
     if not isinstance(first, dict) or set(first) - _ENVELOPE_HEADERS:
         return False
-    return second is None or (isinstance(second, dict) and isinstance(second.get("type"), str))
+    if second is None:
+        return bool(first)
+    return isinstance(second, dict) and isinstance(second.get("type"), str)
 
 
 def _objects(data: bytes) -> Iterator[bytes]:
@@ -149,11 +152,15 @@ def _recognize(raw: bytes) -> list[Sample]:
         ("sid", "session"),
         ("aggregates", "sessions"),
         ("monitor_slug", "check_in"),
+        ("csp-report", "security_report"),
     ):
         if mark in data:
             return [Sample(fitting(found, raw), data)]
     if data.keys() & _SENTRY_MARKS:
-        return [Sample(fitting("error_event", raw), data)]
+        # Transactions and feedback are events that say so; an error may say "error", or nothing.
+        said = data.get("type")
+        found = said if said in ("transaction", "feedback") else "error_event"
+        return [Sample(fitting(found, raw), data)]
     raise Unrecognized
 
 

@@ -256,6 +256,14 @@ class SentrySink(Sink):
 
     def places(self, kind: str, path: _Path) -> Sequence[_Path]:
         """Say where Sentry finds a field."""
+        if path[-1:] and path[-1] in _ADDRESSES and "data" in path:
+            return (("tags", "ip_prefix"),)
+        if path[:1] == ("attributes",) and path[1:2] and path[1] in _ADDRESSES:
+            return (("attributes", "ip_prefix", *path[2:]),)
+        if kind == "security_report" and path[:1] == ("body",) and path[-1] in _CSP_NAMES:
+            return (("csp-report", _CSP_NAMES[str(path[-1])]),)
+        if kind == "sessions" and path == ("did",):
+            return (("aggregates", 0, "did"),)
         if kind not in _EVENTS:
             return (path,)
         if path[:1] == ("tags",) and len(path) > 1:
@@ -342,13 +350,10 @@ class SentrySink(Sink):
         head["sent_at"] = _rfc3339(self._wall())
         lines = [msgspec.json.encode(head)]
         if form.container:
-            body = _CONTAINER % b",".join(delivery.body for delivery in group)
-            about = {"item_count": len(group), "content_type": form.container}
-            lines += [_item_header(form.item, body, about), body]
+            lines += framed(group[0].kind, [delivery.body for delivery in group])
         else:
             for delivery in group:
-                item = _FORMS[delivery.kind].item
-                lines += [_item_header(item, delivery.body, _JSON), delivery.body]
+                lines += framed(delivery.kind, [delivery.body])
         return b"\n".join(lines) + b"\n"
 
     def _compress(self, envelope: bytes) -> bytes:
@@ -408,6 +413,22 @@ def _together(deliveries: Sequence[Delivery]) -> list[list[int]]:
         group.append(i)
         filled[form.category] += size
     return envelopes
+
+
+def framed(kind: str, bodies: Sequence[bytes]) -> list[bytes]:
+    """Give the lines of an envelope that hold payloads of one kind: a container, or an item each.
+
+    Raises:
+        EventError: ``unsupported_kind``.
+    """
+    if kind not in _FORMS:
+        raise EventError("unsupported_kind")
+    form = _FORMS[kind]
+    if not form.container:
+        return [line for body in bodies for line in (_item_header(form.item, body, _JSON), body)]
+    body = _CONTAINER % b",".join(bodies)
+    about = {"item_count": len(bodies), "content_type": form.container}
+    return [_item_header(form.item, body, about), body]
 
 
 def _shape_event(payload: dict[str, Any], shaping: Shaping) -> dict[str, Any]:

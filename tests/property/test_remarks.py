@@ -143,3 +143,15 @@ def test_an_identifier_that_is_rejected_is_told_of_where_its_token_would_stand()
         "user": {"id": {"": {"rem": [["!config", "x"]]}}},
         "tags": {"": {"rem": [["!config", "x"]]}},
     }
+
+
+def test_of_two_tags_that_become_one_only_the_one_that_stands_is_told_of_there() -> None:
+    event = {"tags": {"queue name": "for jane@example.com", "queue-name": "mail <email:1>"}}
+    payload, remarks = delivered(json.dumps(event).encode(), RULES)
+    assert payload["tags"]["queue-name"] == "mail <email:1>"
+    assert len(remarks) == 1
+    assert payload["_meta"] == {"tags": {"": {"rem": [["!config", "x"]]}}}
+    event = {"tags": {"policy": "for jane@example.com"}}
+    payload, _ = delivered(json.dumps(event).encode(), RULES)
+    assert payload["tags"]["policy"] == "c0ffee"
+    assert payload["_meta"]["tags"]["policy"] == {"": {"rem": [["!config", "x"]]}}
