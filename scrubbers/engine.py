@@ -498,8 +498,13 @@ def _redact(contract: Any, rules: Rules, ledger: Ledger) -> None:
                 continue
         if type(owner) is dict and key is not KEY and key not in owner:
             continue  # it went with its name
+        # Text of the program is numbered by itself: if numbers went on from the message, a source
+        # line would read differently for each person, and Sentry groups by source lines.
         redacted, remarks = redact_text(
-            text, detectors, known=None if static else known, numbering=numbering
+            text,
+            detectors,
+            known=None if static else known,
+            numbering=None if static else numbering,
         )
         if not remarks:
             continue
