@@ -169,6 +169,6 @@ def _user_agent(r: Random) -> str:
         f"WhatsApp/2.{r.randint(20, 25)}.{r.randint(1, 250)}.{r.randint(1, 99)} A",
         f"Slack/{small} Chrome/{chrome} Electron/{r.randint(20, 33)}.1.{r.randint(0, 9)}",
         f"Microsoft Office/16.0 (Windows NT 10.0; Microsoft Outlook 16.0.{r.randint(10000, 19999)}; Pro)",
-        f"Roku/DVP-{r.randint(9, 13)}.{r.randint(0, 5)} ({small})",
+        f"Roku/DVP-{r.randint(9, 13)}.{r.randint(0, 5)} (519.10E04111A)",
         f"VLC/3.0.{r.randint(1, 20)} LibVLC/3.0.{r.randint(1, 20)}",
     ])  # fmt: skip

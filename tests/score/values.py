@@ -81,7 +81,7 @@ def ipv6(r: Random) -> str:
     parts = [some(r, _HEX, 4) for _ in range(6)]
     return r.choice([
         f"2001:db8:{':'.join(parts)}", f"2001:db8::{parts[0]}", f"2001:db8:{parts[0]}::{r.randint(1, 99)}",
-        f"fe80::{parts[0]}:{parts[1]}ff:fe{parts[2][:2]}:{parts[3]}", f"::ffff:{ipv4(r)}", f"2001:DB8::{parts[1].upper()}:1",
+        f"fe80::{parts[0]}:{parts[1][:2]}ff:fe{parts[2][:2]}:{parts[3]}", f"::ffff:{ipv4(r)}", f"2001:DB8::{parts[1].upper()}:1",
     ])  # fmt: skip
 
 
