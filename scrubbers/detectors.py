@@ -44,6 +44,8 @@ _FIXED_KINDS = (
 )  # fmt: skip
 _REPLACEMENT = re.compile(r"<([a-z_]{1,20})(:#)?>")
 _MACRO = re.compile(r"\{\{([a-z0-9_]{1,20})\}\}")
+# An anchor that begins with words in any case.
+_WORDS = re.compile(r"\(\?i:(?:\(\?:)?[a-z]{2}")
 _FIELDS = frozenset(
     {"class", "anchor", "pattern", "validator", "replacement", "match", "clean", "source"}
 )
@@ -141,23 +143,32 @@ class _Row:
 class Detectors:
     """A checked, compiled table. Immutable; shared between threads without harm."""
 
-    __slots__ = ("_gate", "_groups", "_placeholder", "rows")
+    __slots__ = ("_gates", "_groups", "_placeholder", "rows")
 
     def __init__(self, rows: Sequence[_Row]) -> None:
         """Take rows that `compile` has checked."""
         self.rows = tuple(rows)
         kinds = sorted({*_FIXED_KINDS, *(row.detector.kind for row in rows)})
         self._placeholder = re.compile(rf"<(?:{'|'.join(kinds)})(?::[1-9][0-9]{{0,2}})?>".encode())
-        anchors = [row.detector.anchor for row in rows]
-        self._gate = _Expression(
-            _any_of(anchors) if anchors else r"[^\x00-\x{10ffff}]", capture=False
+        # Detectors with the same anchor share one copy of it. Words and shapes have an automaton
+        # each: in one, the states would be pairs of what either has seen so far, RE2's memory for
+        # them (8 MB) would not do, and it would fall back to an engine a hundred times slower.
+        anchors = dict.fromkeys(row.detector.anchor for row in rows)
+        words = [anchor for anchor in anchors if _WORDS.match(anchor)]
+        shapes = [anchor for anchor in anchors if not _WORDS.match(anchor)]
+        self._gates = tuple(
+            _Expression(_any_of(part), capture=False) for part in (shapes, words) if part
         )
         self._groups = tuple(
             (
-                _Expression(_any_of(anchors[first : first + _GROUP_SIZE]), capture=False),
-                self.rows[first : first + _GROUP_SIZE],
+                _Expression(
+                    _any_of(list(dict.fromkeys(row.detector.anchor for row in group))),
+                    capture=False,
+                ),
+                group,
             )
             for first in range(0, len(rows), _GROUP_SIZE)
+            for group in [self.rows[first : first + _GROUP_SIZE]]
         )
 
     @classmethod
@@ -194,28 +205,27 @@ class Detectors:
             text: Any text; fields of one event joined with `SEPARATOR`.
         """
         data = (text if text.isascii() else searchable(text)).encode()
-        return self._gate.hits(data)
+        return self.gate_bytes(data)
 
     def gate_bytes(self, data: bytes) -> bool:
         """As `gate`, for the UTF-8 bytes of a text in its searchable form."""
-        return self._gate.hits(data)
+        return any(gate.hits(data) for gate in self._gates)
 
     def anchors(self, data: bytes) -> Iterator[Span]:
-        """Yield where anchors hit, from left to right; nothing outside these places can be found.
+        """Yield where anchors hit; nothing outside the texts they hit can be found.
 
         Args:
             data: UTF-8 bytes of texts in their searchable form, joined with `SEPARATOR`.
         """
-        position = 0
-        while True:
-            start, end = self._gate.spans(data, position)[0]
-            if start < 0:
-                return
-            yield start, end
-            # Behind the end of the text: its other anchors would tell nothing new.
-            position = data.find(_SEPARATOR_BYTE, end)
-            if position < 0:
-                return
+        for gate in self._gates:
+            position = 0
+            while position >= 0:
+                start, end = gate.spans(data, position)[0]
+                if start < 0:
+                    break
+                yield start, end
+                # Behind the end of the text: its other anchors would tell nothing new.
+                position = data.find(_SEPARATOR_BYTE, end)
 
     def candidates(self, data: bytes) -> Iterator[_Row]:
         """Yield the rows whose anchor hits, in the order of the table."""
