@@ -345,9 +345,10 @@ def us_ssn(data: bytes, start: int, end: int) -> Span | None:
 
 
 def imei(data: bytes, start: int, end: int) -> Span | None:
-    """Accept 15 digits that pass Luhn, or 14 or 16 without check digit."""
+    """Accept an IMEI of 15 digits that passes Luhn; other lengths, IMSI and ICCID as they are."""
     digits = re.sub(rb"[^0-9]", b"", data[start:end])
-    if len(digits) == 15 and not luhn.is_valid(digits.decode("ascii")):  # noqa: PLR2004
+    other = re.search(rb"(?i)imsi|iccid", data[max(0, start - 24) : start])
+    if other is None and len(digits) == 15 and not luhn.is_valid(digits.decode("ascii")):  # noqa: PLR2004
         return None
     return start, end
 
@@ -438,6 +439,8 @@ def secret(data: bytes, start: int, end: int) -> Span | None:
         value = value.rstrip(b".,)]}") if len(value) > 1 else value
     if not value or _VARIABLE.fullmatch(value):
         return None
+    if re.search(rb"==\s?[\"']?\Z", before) and not _is_opaque(value):
+        return None  # a comparison in code
     if value.lower() in (_NO_VALUE if quoted else _PROSE):
         return None
     end = start + len(value)
@@ -472,8 +475,14 @@ def weak_secret(data: bytes, start: int, end: int) -> Span | None:
         return found if is_code and len(value) >= 4 else None  # noqa: PLR2004
     if re.fullmatch(rb"[0-9.]+(?:ms|s|%|kb|mb|gb)?", value.lower()):
         return None
-    after_word = data[max(0, start - 40) : start].rstrip()[-1:] == b"="
-    return found if after_word or _is_opaque(value) or re.search(rb"[!$*?@#~]", value) else None
+    before = data[max(0, start - 40) : start]
+    is_password = key is not None and key[1].lower() in {b"pass", b"pw", b"psw"}
+    # Code assigns with spaces, or names to names; a configuration and a dump do not.
+    if is_password and before[-1:] in {b'"', b"'", b"=", b"(", b">"}:
+        return found if b"_" not in value and b"." not in value else None
+    if is_password and before[-3:] == b"=> ":
+        return found
+    return found if _is_opaque(value) or re.search(rb"[!$*?@#~]", value) else None
 
 
 def prose_secret(data: bytes, start: int, end: int) -> Span | None:
@@ -510,8 +519,11 @@ def _is_code_or_prose(data: bytes, before: bytes, value: bytes, end: int) -> boo
         return True  # token = read()
     if _IDENTIFIER_PATH.fullmatch(value):
         key = re.split(rb"[^A-Za-z0-9_]+", before.rstrip(b" =:\"'>"))[-1].lower()
-        if key.endswith(value.rpartition(b".")[2].lower()):
-            return True  # password=password, password=self.password
+        name = value.rpartition(b".")[2].lower()
+        if (key and key.endswith(name)) or (len(key) > 3 and name.endswith(key.rpartition(b"_")[2])):  # noqa: PLR2004
+            return True  # password=password, password=self.password, token=current_token
+        if value in {b"await", b"self", b"yield", b"lambda", b"new", b"function"}:
+            return True
     if re.fullmatch(rb"0x[0-9a-fA-F]{1,16}", value):
         return True  # a handle, not a credential
     if _PARSER_BEFORE.search(before) and len(value) < 16:  # noqa: PLR2004
@@ -542,7 +554,8 @@ def identity(data: bytes, start: int, end: int) -> Span | None:
     value = data[start:end]
     if data[end : end + 1].isalnum() or value.startswith(b"0x"):
         return None
-    return (start, end) if sum(48 <= byte <= 57 for byte in value) >= 2 else None  # noqa: PLR2004
+    digits = sum(48 <= byte <= 57 for byte in value)  # noqa: PLR2004
+    return (start, end) if digits >= (1 if len(value) > 7 else 2) else None  # noqa: PLR2004
 
 
 def identity_word(data: bytes, start: int, end: int) -> Span | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
+from urllib.parse import quote
 
 from tests.score.values import VALUES, some, uuid
 
@@ -64,6 +65,8 @@ def positives(per_template: int = 12) -> Iterator[Positive]:
             for template in templates:
                 for _ in range(per_template):
                     value = VALUES[kind](random)
+                    if " " in value and re.search(r"body=|[?&][a-z_]+=§", template):
+                        value = quote(value, safe="/")
                     before, _, after = fill(template, random).partition("§")
                     yield Positive(kind, half, before + value + after, value, before, after)
 

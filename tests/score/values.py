@@ -175,7 +175,7 @@ def vendor_token(r: Random) -> str:
         ("SG" + ".", 50), ("npm" + "_", 36), ("pypi" + "-", 80), ("sk-" + "proj-", 60), ("sk-" + "ant-api03-", 80),
         ("hf" + "_", 34), ("dop" + "_v1_", 64), ("glsa" + "_", 32), ("shpat" + "_", 32), ("dckr" + "_pat_", 27),
         ("xkeysib" + "-", 64), ("lin" + "_api_", 40), ("sntrys" + "_", 64), ("NRAK" + "-", 27), ("hvs" + ".", 60),
-        ("tskey" + "-auth-", 30), ("nfp" + "_", 36), ("CCIPAT" + "_", 40), ("dapi", 34), ("rzp" + "_live_", 14),
+        ("tskey" + "-auth-", 30), ("nfp" + "_", 36), ("CCIPAT" + "_", 40), ("dapi", 32), ("rzp" + "_live_", 14),
         ("PMAK" + "-", 50), ("key" + "-", 32), ("rdme" + "_", 70), ("pcsk" + "_", 60), ("sqp" + "_", 40),
     ])  # fmt: skip
     return prefix + token(r, size, _HEX if prefix in {"dapi", "sqp_", "dop_v1_"} else _ALNUM)
