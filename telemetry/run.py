@@ -11,6 +11,7 @@ import asyncio
 import importlib
 import inspect
 import os
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -194,6 +195,7 @@ class Runner:
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
         policy = load_policy(policy_dir(settings.policy.path))
         detectors = Detectors.compile(policy.detector_table)
+        detectors.check_speed(time.thread_time)
         schemas = Schemas(policy, detectors)
         self.policy = policy
         if not settings.production:

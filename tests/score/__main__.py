@@ -97,8 +97,16 @@ def _percent(hits: Iterable[bool]) -> float:
 def below(figures: dict[str, float], by_type: dict[str, dict[str, float]]) -> list[str]:
     """Say which figures miss their bar."""
     bars = tomllib.loads((HERE / "bars.toml").read_text("utf-8"))
-    missed = [f"{name} is {figures[name]:.2f}, at least {bar} is asked" for name, bar in bars["at_least"].items() if figures[name] < bar]
-    missed += [f"{name} is {figures[name]:.2f}, at most {bar} is allowed" for name, bar in bars["at_most"].items() if figures[name] > bar]
+    missed = [
+        f"{name} is {figures[name]:.2f}, at least {bar} is asked"
+        for name, bar in bars["at_least"].items()
+        if figures[name] < bar
+    ]
+    missed += [
+        f"{name} is {figures[name]:.2f}, at most {bar} is allowed"
+        for name, bar in bars["at_most"].items()
+        if figures[name] > bar
+    ]
     missed += [
         f"{kind} ({half}) is {by_type[kind][half]:.1f}, at least {bar} is asked"
         for half in ("develop", "check")
@@ -118,9 +126,16 @@ def report(figures: dict[str, float], by_type: dict[str, dict[str, float]]) -> s
         "| figure | value |", "| --- | ---: |",
     ]  # fmt: skip
     lines += [f"| {name.replace('_', ' ')} | {value:.2f} |" for name, value in figures.items()]
-    lines += ["", "Percent; throughput in million characters a second on one core. A value counts as found if", "neither half of it nor four characters of it in a row are left.", ""]
+    lines += [
+        "",
+        "Percent; throughput in million characters a second on one core. A value counts as found if",
+        "neither half of it nor four characters of it in a row are left.",
+        "",
+    ]
     lines += ["| type | develop | check |", "| --- | ---: | ---: |"]
-    lines += [f"| {kind} | {row['develop']:.1f} | {row['check']:.1f} |" for kind, row in by_type.items()]
+    lines += [
+        f"| {kind} | {row['develop']:.1f} | {row['check']:.1f} |" for kind, row in by_type.items()
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -144,8 +159,12 @@ def main() -> int:
     """Score, report, compare with the bars."""
     parser = argparse.ArgumentParser(prog="python -m tests.score", description=__doc__)
     parser.add_argument("--write", action="store_true", help="write RESULTS.md")
-    parser.add_argument("--missed", metavar="TYPE", help="show what was missed; `all` for every type")
-    parser.add_argument("--half", default="develop", choices=("develop", "check"), help="of which half")
+    parser.add_argument(
+        "--missed", metavar="TYPE", help="show what was missed; `all` for every type"
+    )
+    parser.add_argument(
+        "--half", default="develop", choices=("develop", "check"), help="of which half"
+    )
     parser.add_argument("--touched", action="store_true", help="show which negatives were changed")
     options = parser.parse_args()
     if options.missed or options.touched:

@@ -134,9 +134,13 @@ def _fill(found: re.Match[str], r: Random) -> str:
         "b64": lambda: some(r, _HEX + "ABCDEFGHIJKLMNOPQRSTUVWXYZghijklmnopqrstuvwxyz+/", 43),
         "ver": lambda: f"{r.randint(0, 20)}.{r.randint(0, 40)}.{r.randint(0, 99)}",
         "ver4": lambda: ".".join(str(r.randint(0, 240)) for _ in range(4)),
-        "oid": lambda: "1.3.6.1." + ".".join(str(r.randint(1, 9999)) for _ in range(r.randint(3, 7))),
+        "oid": lambda: (
+            "1.3.6.1." + ".".join(str(r.randint(1, 9999)) for _ in range(r.randint(3, 7)))
+        ),
         "service": lambda: r.choice(_SERVICES),
-        "module": lambda: r.choice(["checkout", "app.forms", "ImportJob", "api-gateway", "worker.sync"]),
+        "module": lambda: r.choice(
+            ["checkout", "app.forms", "ImportJob", "api-gateway", "worker.sync"]
+        ),
         "ua": lambda: _user_agent(r),
     }
     return fillers[name]() if name in fillers else found[0]

@@ -18,7 +18,9 @@ import phonenumbers
 from stdnum import ean, luhn
 from stdnum.iso7064 import mod_11_10, mod_97_10
 
-_FIRST = "jana erik mira tobias lena oskar nadia felix ida jonas petra bruno klara hugo ylva".split()
+_FIRST = (
+    "jana erik mira tobias lena oskar nadia felix ida jonas petra bruno klara hugo ylva".split()
+)
 _LAST = "muster beispiel tester probe vorlage fiktiv example sample dummy nobody".split()
 _DOMAINS = ("example.com", "mail.example.org", "example.net", "firma.example", "x-y.example.com")
 _DIGITS = string.digits
@@ -45,13 +47,28 @@ def name(r: Random) -> str:
 
 def email(r: Random) -> str:
     """Plain, with subaddress, with umlauts, internationalized or punycode domain."""
-    local = r.choice([name(r), name(r), f"{name(r)}+{some(r, 'abcdef', 4)}", f"o'{name(r)}", "jürgen.probe"])
+    local = r.choice(
+        [name(r), name(r), f"{name(r)}+{some(r, 'abcdef', 4)}", f"o'{name(r)}", "jürgen.probe"]
+    )
     return f"{local}@{r.choice([*_DOMAINS, 'exämple.example', 'xn--exmple-cua.example'])}"
 
 
 def email_encoded(r: Random) -> str:
     """An address whose @ is written for something else."""
-    at = r.choice(["%40", "%2540", r"\u0040", "&#64;", "&#x40;", "=40", "\uff20", "&commat;", r"\x40", "&amp;#64;"])
+    at = r.choice(
+        [
+            "%40",
+            "%2540",
+            r"\u0040",
+            "&#64;",
+            "&#x40;",
+            "=40",
+            "\uff20",
+            "&commat;",
+            r"\x40",
+            "&amp;#64;",
+        ]
+    )
     return f"{name(r)}{at}{r.choice(_DOMAINS)}"
 
 
@@ -68,12 +85,16 @@ def phone(r: Random) -> str:
             break
     form = phonenumbers.PhoneNumberFormat
     text = phonenumbers.format_number(number, r.choice([form.E164, form.INTERNATIONAL]))
-    return r.choice([text, text, text.replace("+", "00", 1), text.replace(" ", "-"), text.replace(" ", ".")])
+    return r.choice(
+        [text, text, text.replace("+", "00", 1), text.replace(" ", "-"), text.replace(" ", ".")]
+    )
 
 
 def ipv4(r: Random) -> str:
     """Documentation addresses; some as private ones, which are as personal."""
-    return r.choice(["203.0.113.", "198.51.100.", "192.0.2.", f"10.{r.randint(1, 250)}.{r.randint(1, 250)}."]) + str(r.randint(1, 254))
+    return r.choice(
+        ["203.0.113.", "198.51.100.", "192.0.2.", f"10.{r.randint(1, 250)}.{r.randint(1, 250)}."]
+    ) + str(r.randint(1, 254))
 
 
 def ipv6(r: Random) -> str:
@@ -93,7 +114,14 @@ def mac(r: Random) -> str:
 
 def account_id(r: Random) -> str:
     """A number or a prefixed id."""
-    return r.choice([str(r.randint(1000, 99_999_999)), str(r.randint(1000, 999_999)), f"cus_{token(r, 14)}", f"usr-{token(r, 8)}"])
+    return r.choice(
+        [
+            str(r.randint(1000, 99_999_999)),
+            str(r.randint(1000, 999_999)),
+            f"cus_{token(r, 14)}",
+            f"usr-{token(r, 8)}",
+        ]
+    )
 
 
 def uuid(r: Random) -> str:
@@ -129,21 +157,39 @@ def iban(r: Random) -> str:
 
 def bic(r: Random) -> str:
     """Eight or eleven characters."""
-    return some(r, string.ascii_uppercase, 4) + r.choice(["DE", "AT", "CH", "FR"]) + some(r, "FMBX2", 2) + r.choice(["", "XXX"])
+    return (
+        some(r, string.ascii_uppercase, 4)
+        + r.choice(["DE", "AT", "CH", "FR"])
+        + some(r, "FMBX2", 2)
+        + r.choice(["", "XXX"])
+    )
 
 
 def jwt(r: Random) -> str:
     """Whole, or cut off by a log's line length."""
-    def part(value: object) -> str:
-        return base64.urlsafe_b64encode(json.dumps(value, separators=(",", ":")).encode()).decode().rstrip("=")
 
-    whole = ".".join([part({"alg": "HS256", "typ": "JWT"}), part({"sub": name(r), "exp": 1_800_000_000}), some(r, _ALNUM + "-_", 43)])
+    def part(value: object) -> str:
+        return (
+            base64.urlsafe_b64encode(json.dumps(value, separators=(",", ":")).encode())
+            .decode()
+            .rstrip("=")
+        )
+
+    whole = ".".join(
+        [
+            part({"alg": "HS256", "typ": "JWT"}),
+            part({"sub": name(r), "exp": 1_800_000_000}),
+            some(r, _ALNUM + "-_", 43),
+        ]
+    )
     return r.choice([whole, whole, whole[: r.randint(30, 70)].rstrip(".")])
 
 
 def bearer(r: Random) -> str:
     """An opaque token."""
-    return r.choice([token(r, 32), token(r, 40, _HEX), f"{token(r, 12)}.{token(r, 12)}-{token(r, 8)}"])
+    return r.choice(
+        [token(r, 32), token(r, 40, _HEX), f"{token(r, 12)}.{token(r, 12)}-{token(r, 8)}"]
+    )
 
 
 def basic(r: Random) -> str:
@@ -153,7 +199,13 @@ def basic(r: Random) -> str:
 
 def cookie(r: Random) -> str:
     """A session id."""
-    return r.choice([token(r, 26, string.ascii_lowercase + _DIGITS), token(r, 32, _HEX), f"s%3A{token(r, 20)}.{token(r, 20)}"])
+    return r.choice(
+        [
+            token(r, 26, string.ascii_lowercase + _DIGITS),
+            token(r, 32, _HEX),
+            f"s%3A{token(r, 20)}.{token(r, 20)}",
+        ]
+    )
 
 
 def key_body(r: Random) -> str:
@@ -194,7 +246,13 @@ def safe_password(r: Random) -> str:
 
 def query(r: Random) -> str:
     """What a person typed, encoded."""
-    return r.choice([r.choice(_FIRST).title(), quote(f"{r.choice(_FIRST)} {r.choice(_LAST)}"), f"{r.choice(_FIRST)}+{r.choice(_LAST)}"])
+    return r.choice(
+        [
+            r.choice(_FIRST).title(),
+            quote(f"{r.choice(_FIRST)} {r.choice(_LAST)}"),
+            f"{r.choice(_FIRST)}+{r.choice(_LAST)}",
+        ]
+    )
 
 
 def signature(r: Random) -> str:
@@ -275,7 +333,13 @@ def plate(r: Random) -> str:
 
 def health_id(r: Random) -> str:
     """German insured person's number, NHS, MRN."""
-    return r.choice([r.choice("ABCDEF") + some(r, _DIGITS, 9), f"{some(r, '4567', 3)} {some(r, _DIGITS, 3)} {some(r, _DIGITS, 4)}", some(r, "123456789", 8)])
+    return r.choice(
+        [
+            r.choice("ABCDEF") + some(r, _DIGITS, 9),
+            f"{some(r, '4567', 3)} {some(r, _DIGITS, 3)} {some(r, _DIGITS, 4)}",
+            some(r, "123456789", 8),
+        ]
+    )
 
 
 def birth_date(r: Random) -> str:
@@ -295,12 +359,22 @@ def device(r: Random) -> str:
     """IMEI with check digit, IMSI."""
     body = "35" + some(r, _DIGITS, 12)
     whole = body + luhn.calc_check_digit(body)
-    return r.choice([whole, f"{whole[:2]}-{whole[2:8]}-{whole[8:14]}-{whole[14]}", "26201" + some(r, _DIGITS, 10)])
+    return r.choice(
+        [
+            whole,
+            f"{whole[:2]}-{whole[2:8]}-{whole[8:14]}-{whole[14]}",
+            "26201" + some(r, _DIGITS, 10),
+        ]
+    )
 
 
 def vin(r: Random) -> str:
     """Seventeen characters without I, O, Q."""
-    return r.choice(["WVWZZZ", "WDB2030", "1HGCM"]) .ljust(7, "1") + some(r, "ABCDEFGHJKLMNPRSTUVWXYZ0123456789", 4) + some(r, _DIGITS, 6)
+    return (
+        r.choice(["WVWZZZ", "WDB2030", "1HGCM"]).ljust(7, "1")
+        + some(r, "ABCDEFGHJKLMNPRSTUVWXYZ0123456789", 4)
+        + some(r, _DIGITS, 6)
+    )
 
 
 VALUES: Mapping[str, Callable[[Random], str]] = {
