@@ -21,6 +21,8 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 import msgspec
 
 from scrubbers.address import AddressProfile
+from scrubbers.model import RuleError
+from scrubbers.shipped import extended
 from telemetry.errors import ConfigError, PolicyError
 from telemetry.retention import Period
 
@@ -281,7 +283,10 @@ class Policy:
         addresses = self._read("addresses.toml", _Addresses).profile
         self.events = self._read("events.toml", dict[str, dict[_Name, Property]])
         self.user_properties = self._read("user_properties.toml", _UserProperties).properties
-        self.detector_table = self._read("detectors.toml", dict[str, Any])
+        try:
+            self.detector_table = extended(self._read("detectors.toml", dict[str, Any]))
+        except RuleError as error:
+            raise PolicyError(str(error)) from None
 
         self.ceiling = self._period("retention.toml", "ceiling", retention.ceiling, _CEILING)
         self.retention = {

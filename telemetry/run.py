@@ -11,6 +11,7 @@ import asyncio
 import importlib
 import inspect
 import os
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -197,6 +198,7 @@ class Runner:
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
         policy = load_policy(policy_dir(settings.policy.path))
         detectors = Detectors.compile(policy.detector_table)
+        detectors.check_speed(time.thread_time)
         reduce_user_agent("")  # loads its table now, not while the first client waits
         schemas = Schemas(policy, detectors)
         self.policy = policy
