@@ -256,6 +256,11 @@ class SentrySink(Sink):
 
     def places(self, kind: str, path: _Path) -> Sequence[_Path]:
         """Say where Sentry finds a field."""
+        if kind == "security_report" and path[:1] != ("csp-report",):
+            name = _CSP_NAMES.get(str(path[1])) if path[0] == "body" and len(path) > 1 else None
+            return (("csp-report", name),) if name else ()
+        if path[:1] == ("attributes",) and len(path) > 1 and path[1] in _ADDRESSES:
+            return (("attributes", "ip_prefix", *path[2:]),)
         if kind not in _EVENTS:
             return (path,)
         if path[:1] == ("tags",) and len(path) > 1:
