@@ -18,10 +18,35 @@ import phonenumbers
 from stdnum import ean, luhn
 from stdnum.iso7064 import mod_11_10, mod_97_10
 
-_FIRST = (
-    ["jana", "erik", "mira", "tobias", "lena", "oskar", "nadia", "felix", "ida", "jonas", "petra", "bruno", "klara", "hugo", "ylva"]
-)
-_LAST = ["muster", "beispiel", "tester", "probe", "vorlage", "fiktiv", "example", "sample", "dummy", "nobody"]
+_FIRST = [
+    "jana",
+    "erik",
+    "mira",
+    "tobias",
+    "lena",
+    "oskar",
+    "nadia",
+    "felix",
+    "ida",
+    "jonas",
+    "petra",
+    "bruno",
+    "klara",
+    "hugo",
+    "ylva",
+]
+_LAST = [
+    "muster",
+    "beispiel",
+    "tester",
+    "probe",
+    "vorlage",
+    "fiktiv",
+    "example",
+    "sample",
+    "dummy",
+    "nobody",
+]
 _DOMAINS = ("example.com", "mail.example.org", "example.net", "firma.example", "x-y.example.com")
 _DIGITS = string.digits
 _ALNUM = string.ascii_letters + string.digits

@@ -611,6 +611,19 @@ class TestSpans(Elements):
         assert shaped["end_timestamp"] == shaped["start_timestamp"]
 
 
+def test_a_field_is_said_to_be_where_it_is_put() -> None:
+    places = SentrySink(dsn=DSN).places
+    address = ("attributes", "client.address", "value")
+    assert places("log", address) == (("attributes", "ip_prefix", "value"),)
+    assert places("span", ("attributes", "url.full", "value")) == (
+        ("attributes", "url.full", "value"),
+    )
+    report = "security_report"
+    assert places(report, ("body", "documentURL")) == (("csp-report", "document-uri"),)
+    assert places(report, ("csp-report", "blocked-uri")) == (("csp-report", "blocked-uri"),)
+    assert places(report, ("user_agent",)) == places(report, ("body", "sample")) == ()
+
+
 async def test_each_kind_waits_for_its_own_category() -> None:
     suites = [TestLogs(), TestSpans(), TestTransactions(), TestFeedback(), TestErrorEvents()]
     async with SentryStandIn() as sentry:
