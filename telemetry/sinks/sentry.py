@@ -256,22 +256,15 @@ class SentrySink(Sink):
 
     def places(self, kind: str, path: _Path) -> Sequence[_Path]:
         """Say where Sentry finds a field."""
-<<<<<<< HEAD
-        if path[-1:] and path[-1] in _ADDRESSES and "data" in path:
-            return (("tags", "ip_prefix"),)
-        if path[:1] == ("attributes",) and path[1:2] and path[1] in _ADDRESSES:
-            return (("attributes", "ip_prefix", *path[2:]),)
-        if kind == "security_report" and path[:1] == ("body",) and path[-1] in _CSP_NAMES:
-            return (("csp-report", _CSP_NAMES[str(path[-1])]),)
-        if kind == "sessions" and path == ("did",):
-            return (("aggregates", 0, "did"),)
-=======
         if kind == "security_report" and path[:1] != ("csp-report",):
             name = _CSP_NAMES.get(str(path[1])) if path[0] == "body" and len(path) > 1 else None
             return (("csp-report", name),) if name else ()
+        if path[-1:] and path[-1] in _ADDRESSES and "data" in path:
+            return (("tags", "ip_prefix"),)
         if path[:1] == ("attributes",) and len(path) > 1 and path[1] in _ADDRESSES:
             return (("attributes", "ip_prefix", *path[2:]),)
->>>>>>> kinds
+        if kind == "sessions" and path == ("did",):
+            return (("aggregates", 0, "did"),)
         if kind not in _EVENTS:
             return (path,)
         if path[:1] == ("tags",) and len(path) > 1:
