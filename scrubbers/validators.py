@@ -390,7 +390,7 @@ def numbered(data: bytes, start: int, end: int) -> Span | None:
     is_document = digits > 1 and len(value) > 7 and value.isalnum()  # noqa: PLR2004 - C01XTMVZ2
     if (digits < 4 and not is_document) or re.match(
         rb"(?:19|20)[0-9]{2}-[01][0-9]-[0-3][0-9]", value
-    ):  # noqa: PLR2004
+    ):
         return None
     return start, start + cut
 
@@ -525,7 +525,7 @@ def _is_code_or_prose(data: bytes, before: bytes, value: bytes, end: int) -> boo
         name = value.rpartition(b".")[2].lower()
         if (key and key.endswith(name)) or (
             len(key) > 3 and name.endswith(key.rpartition(b"_")[2])
-        ):  # noqa: PLR2004
+        ):
             return True  # password=password, password=self.password, token=current_token
         if value in {b"await", b"self", b"yield", b"lambda", b"new", b"function"}:
             return True
