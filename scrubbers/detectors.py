@@ -218,7 +218,7 @@ class Detectors:
         if unknown := set(table) - {"let", "detector", "allow"}:
             raise RuleError(f"detectors: unknown tables {', '.join(sorted(unknown))}. Remove them.")
         rows = [_compile(detector) for detector in detectors]
-        cls(rows)._check_all_examples()
+        cls(rows)._check_all_examples()  # noqa: SLF001 - of the same class
         rows = _with_allowances(rows, table.get("allow", {}), macros)
         compiled = cls(rows)
         for row in rows:

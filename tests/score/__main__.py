@@ -4,6 +4,7 @@
 ``--touched`` which negatives were changed; both only of the half that may be looked at.
 """
 
+# ruff: noqa: E501 - tables of formats read better unbroken
 from __future__ import annotations
 
 import argparse

@@ -3,6 +3,7 @@
 The same seed gives the same corpus, on any machine.
 """
 
+# ruff: noqa: E501 - tables of formats read better unbroken
 from __future__ import annotations
 
 import re

@@ -5,6 +5,7 @@ Each function takes a seeded `Random` and gives one value. Formats are the publi
 random characters in the vendors' documented shapes.
 """
 
+# ruff: noqa: E501 - tables of formats read better unbroken
 from __future__ import annotations
 
 import base64
