@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from itertools import accumulate, groupby
 from typing import Any, Final, Literal, Protocol
 
-from scrubbers.detectors import SEPARATOR, Detectors
+from scrubbers.detectors import SEPARATOR
 from scrubbers.text import Numbering, redact_text
 from telemetry.dialects import BODY_BYTES, Refusal, sentry
 from telemetry.dialects.sample import is_envelope
@@ -75,7 +75,7 @@ class Filter:
 
     def __init__(self, policy: Policy, *, kind: str = "") -> None:
         self._policy, self._kind = policy, kind
-        self._detectors = Detectors.compile(policy.detector_table)
+        self._detectors = policy.detectors
         self._edge: Edge | None = None
         self.removed: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()

@@ -13,7 +13,15 @@ import inspect
 import os
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime
@@ -24,7 +32,7 @@ from urllib.parse import urlsplit
 import msgspec
 import structlog
 
-from scrubbers.detectors import Detectors
+from scrubbers.model import RuleError
 from scrubbers.user_agent import reduce_user_agent
 from telemetry import logs
 from telemetry.admin import Admin
@@ -33,7 +41,7 @@ from telemetry.brokers import DEAD, SEALED, Broker, Entry
 from telemetry.brokers.spool import Spool
 from telemetry.config import Bind, RecipientSettings, Settings
 from telemetry.edge import Edge
-from telemetry.errors import BrokerError, ConfigError
+from telemetry.errors import BrokerError, ConfigError, PolicyError
 from telemetry.forward import Forwarder, Rate
 from telemetry.gateway import Gateway, Limits, Projects
 from telemetry.identity import (
@@ -197,11 +205,15 @@ class Runner:
         os.umask(0o077)
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
         policy = load_policy(policy_dir(settings.policy.path))
-        detectors = Detectors.compile(policy.detector_table)
-        detectors.check_speed(time.thread_time)
+        detectors = policy.detectors
+        try:
+            detectors.check_speed(time.thread_time)
+        except RuleError as error:
+            raise PolicyError(str(error), path=policy.folder / "detectors.toml") from None
         reduce_user_agent("")  # loads its table now, not while the first client waits
         schemas = Schemas(policy, detectors)
         self.policy = policy
+        self._paused = _Paused(state / "paused.json")
         if not settings.production:
             initialise_development(state)
             self._say("Keys: made for development and marked insecure; production refuses them.")
@@ -322,7 +334,10 @@ class Runner:
         await asyncio.get_running_loop().run_in_executor(None, stand_in.start)
         self._open.callback(stand_in.stop)
         self.stand_ins[name] = stand_in
-        self._say(f"{name}: NOT the real one. A local stand-in at {stand_in.url} takes its place.")
+        self._say(
+            f"{name}: NOT the real one. A local stand-in takes its place and forgets all at the end; "
+            f"what came last: {stand_in.url}/"
+        )
         return dict(stand_in.settings)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -360,6 +375,12 @@ class Runner:
             await asyncio.gather(*late, return_exceptions=True)
         await self._open.aclose()
 
+    def order(self, names: Collection[str], *, paused: bool) -> None:
+        """Pause recipients or go on with them; the order outlives this process."""
+        for name in names:
+            self.forwarders[name].paused = paused
+        self._paused.write(name for name, each in self.forwarders.items() if each.paused)
+
     async def books(self) -> Books:
         """Read the books as they stand."""
         entries, pending = await self.storage.call(
@@ -394,6 +415,33 @@ def _given(settings: RecipientSettings) -> dict[str, str]:
                 "cannot be read.", path=Path(path), remedy="Name a readable file."
             ) from None
     return given
+
+
+class _Paused:
+    """Which recipients were ordered to wait: a restart must not undo what an operator ordered."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> list[str]:
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=list[str])
+        except FileNotFoundError:
+            return []
+        except (OSError, msgspec.MsgspecError):
+            raise ConfigError(
+                "cannot be read, so nobody knows which recipients were paused.",
+                path=self._path,
+                remedy="Remove it if none is to be.",
+            ) from None
+
+    def write(self, names: Iterable[str]) -> None:
+        beside = self._path.with_suffix(".new")
+        with beside.open("wb") as file:
+            file.write(msgspec.json.encode(sorted(names)))
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(self._path)
 
 
 def check_host(name: str, hosts: Sequence[str], given: Mapping[str, str]) -> None:
