@@ -11,7 +11,7 @@ PYTHON ?=
 WORKERS ?= 2
 SHORT ?=
 
-.PHONY: help setup run test check bench lint types docs generate lock dist clean
+.PHONY: help setup run test check bench score lint types docs generate lock dist clean
 
 help:
 	@printf '%s\n' \
@@ -19,7 +19,8 @@ help:
 	  'make test    set up and run all tests' \
 	  'make check   lint, types, snippets in the papers, generated files' \
 	  'make bench   speed as ratios taken in one run (build/bench.json); SHORT=1: a quick gate' \
-	  'make setup   prepare .venv only' \
+	  'make score   recall and over-scrubbing of the detectors on our own corpus, against its bars' \
+  'make setup   prepare .venv only' \
 	  'make lock    resolve requirements.lock again (needs uv)' \
 	  'make dist    sdist and wheel, installed and started outside the checkout'
 
@@ -70,6 +71,9 @@ generate: $(READY)
 
 bench: $(READY)
 	@$(BIN)/python -m tests.bench $(if $(SHORT),--short)
+
+score: $(READY)
+	@$(BIN)/python -m tests.score
 
 lock:
 	@command -v uv >/dev/null || { echo 'make lock needs uv: pip install uv' >&2; exit 1; }

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from scrubbers.model import RuleError
@@ -37,6 +37,13 @@ _MAX_ANCHOR_POSITIONS = 16
 _MAX_REPEAT = 1_000
 _MAX_CANDIDATES = 4_096
 _GROUP_SIZE = 8
+_MAX_SLOWNESS = 30
+_MAX_CLEAN_HITS = 25
+_SYLLABLES = (
+    "con", "fig", "ta", "ble", "in", "dex", "re", "quest", "ser", "ver", "mod", "ule", "er", "ror",
+    "po", "ol", "la", "yer", "cu", "be", "mi", "ra", "ti", "on", "un", "der", "fe", "ld", "no", "de",
+)  # fmt: skip
+_JOINTS = (" ", " ", " ", "_", ".", "(", ") ", ", ", ": ", "/", " - ", "[", "] ", ";", " 7 ", "")
 # What known values, URLs and the text itself put in place of a value, whatever the table says.
 _FIXED_KINDS = (
     "redacted", "truncated", "account", "organization", "email", "name", "user", "ip", "session",
@@ -44,6 +51,8 @@ _FIXED_KINDS = (
 )  # fmt: skip
 _REPLACEMENT = re.compile(r"<([a-z_]{1,20})(:#)?>")
 _MACRO = re.compile(r"\{\{([a-z0-9_]{1,20})\}\}")
+# An anchor that begins with words in any case.
+_WORDS = re.compile(r"\(\?i:(?:\(\?:)?[a-z]{2}")
 _FIELDS = frozenset(
     {"class", "anchor", "pattern", "validator", "replacement", "match", "clean", "source"}
 )
@@ -136,6 +145,19 @@ class _Row:
     anchor: _Expression
     pattern: _Expression
     validate: Validator | None
+    allowed: frozenset[bytes] = frozenset()
+    allowed_shapes: tuple[_Expression, ...] = ()
+
+    @property
+    def is_lenient(self) -> bool:
+        """Whether a policy lets any of its findings stay."""
+        return bool(self.allowed or self.allowed_shapes)
+
+    def allows(self, value: bytes) -> bool:
+        """Tell whether a value that was found may stay."""
+        return value.lower() in self.allowed or any(
+            shape.hits(value) for shape in self.allowed_shapes
+        )
 
 
 class Detectors:
@@ -145,7 +167,7 @@ class Detectors:
         numbered: Kinds whose placeholders carry a number.
     """
 
-    __slots__ = ("_gate", "_groups", "_placeholder", "numbered", "rows")
+    __slots__ = ("_gates", "_groups", "_placeholder", "numbered", "rows")
 
     def __init__(self, rows: Sequence[_Row]) -> None:
         """Take rows that `compile` has checked."""
@@ -153,16 +175,25 @@ class Detectors:
         self.numbered = frozenset(row.detector.kind for row in rows if row.detector.numbered)
         kinds = sorted({*_FIXED_KINDS, *(row.detector.kind for row in rows)})
         self._placeholder = re.compile(rf"<(?:{'|'.join(kinds)})(?::[1-9][0-9]{{0,2}})?>".encode())
-        anchors = [row.detector.anchor for row in rows]
-        self._gate = _Expression(
-            _any_of(anchors) if anchors else r"[^\x00-\x{10ffff}]", capture=False
+        # Detectors with the same anchor share one copy of it. Words and shapes have an automaton
+        # each: in one, the states would be pairs of what either has seen so far, RE2's memory for
+        # them (8 MB) would not do, and it would fall back to an engine a hundred times slower.
+        anchors = dict.fromkeys(row.detector.anchor for row in rows)
+        words = [anchor for anchor in anchors if _WORDS.match(anchor)]
+        shapes = [anchor for anchor in anchors if not _WORDS.match(anchor)]
+        self._gates = tuple(
+            _Expression(_any_of(part), capture=False) for part in (shapes, words) if part
         )
         self._groups = tuple(
             (
-                _Expression(_any_of(anchors[first : first + _GROUP_SIZE]), capture=False),
-                self.rows[first : first + _GROUP_SIZE],
+                _Expression(
+                    _any_of(list(dict.fromkeys(row.detector.anchor for row in group))),
+                    capture=False,
+                ),
+                group,
             )
             for first in range(0, len(rows), _GROUP_SIZE)
+            for group in [self.rows[first : first + _GROUP_SIZE]]
         )
 
     @classmethod
@@ -170,7 +201,8 @@ class Detectors:
         """Check and compile a table.
 
         Args:
-            table: ``let``: name → text put in place of ``{{name}}``; ``detector``: id → row.
+            table: ``let``: name → text put in place of ``{{name}}``; ``detector``: id → row;
+                ``allow``: name → what may stay (`_Allow`).
 
         Raises:
             RuleError: A row does not compile, breaks a lint or fails its examples. The message
@@ -183,11 +215,60 @@ class Detectors:
             raise RuleError("RE2 is not available. Install google-re2 on a platform with a wheel.")
         macros = table.get("let", {})
         detectors = [_read(name, row, macros) for name, row in table.get("detector", {}).items()]
+        if unknown := set(table) - {"let", "detector", "allow"}:
+            raise RuleError(f"detectors: unknown tables {', '.join(sorted(unknown))}. Remove them.")
         rows = [_compile(detector) for detector in detectors]
+        cls(rows)._check_all_examples()  # noqa: SLF001 - of the same class
+        rows = _with_allowances(rows, table.get("allow", {}), macros)
         compiled = cls(rows)
         for row in rows:
-            compiled._check_examples(row)
+            # An allow-list that takes an example would switch its detector off.
+            if row.is_lenient and any(
+                compiled._result(row, text) != wanted for text, wanted in row.detector.match
+            ):
+                raise _wrong(
+                    row.detector.id, "an allow-list takes its own example", "Narrow the allow-list."
+                )
         return compiled
+
+    def check_speed(self, clock: Callable[[], float]) -> None:
+        """Refuse a table that would slow every event down.
+
+        What is measured is a ratio within one process and a fraction of a second: the time that
+        the gate needs for half a megabyte of clean text, over the time that RE2 needs for
+        one short expression in the same text; the least of up to five turns of each. A
+        table that works takes 2 to 6 times as long; one that RE2 cannot hold in memory takes 100
+        to 600 times. The line is drawn at 30, where no load of the machine moves either across.
+
+        Args:
+            clock: Gives seconds; the processor time of this thread is best (`time.thread_time`).
+
+        Raises:
+            RuleError: The gate is too slow, or one anchor hits nearly everywhere.
+        """
+        texts = _clean_texts()
+        for row in self.rows:
+            hits = sum(row.anchor.hits(text) for text in texts[:500])
+            if hits > _MAX_CLEAN_HITS:
+                raise _wrong(
+                    row.detector.id,
+                    f"its anchor hits {hits} of 500 clean texts",
+                    "Begin it with a word or a longer shape.",
+                )
+        data = SEPARATOR.encode().join(texts)
+        plain = _Expression(r"[a-z][0-9]\x07", capture=False)
+        least = [float("inf"), float("inf")]
+        for _ in range(5):
+            for which, work in enumerate((plain.hits, lambda text: list(self.anchors(text)))):
+                began = clock()
+                work(data)
+                least[which] = min(least[which], clock() - began)
+            if least[1] < _MAX_SLOWNESS * least[0]:
+                return
+        raise RuleError(
+            f"detectors: the gate is more than {_MAX_SLOWNESS} times slower than a plain search."
+            " Shorten the anchors of the rows that were added last."
+        )
 
     def __repr__(self) -> str:
         return f"Detectors({len(self.rows)} rows)"
@@ -199,28 +280,27 @@ class Detectors:
             text: Any text; fields of one event joined with `SEPARATOR`.
         """
         data = (text if text.isascii() else searchable(text)).encode()
-        return self._gate.hits(data)
+        return self.gate_bytes(data)
 
     def gate_bytes(self, data: bytes) -> bool:
         """As `gate`, for the UTF-8 bytes of a text in its searchable form."""
-        return self._gate.hits(data)
+        return any(gate.hits(data) for gate in self._gates)
 
     def anchors(self, data: bytes) -> Iterator[Span]:
-        """Yield where anchors hit, from left to right; nothing outside these places can be found.
+        """Yield where anchors hit; nothing outside the texts they hit can be found.
 
         Args:
             data: UTF-8 bytes of texts in their searchable form, joined with `SEPARATOR`.
         """
-        position = 0
-        while True:
-            start, end = self._gate.spans(data, position)[0]
-            if start < 0:
-                return
-            yield start, end
-            # Behind the end of the text: its other anchors would tell nothing new.
-            position = data.find(_SEPARATOR_BYTE, end)
-            if position < 0:
-                return
+        for gate in self._gates:
+            position = 0
+            while position >= 0:
+                start, end = gate.spans(data, position)[0]
+                if start < 0:
+                    break
+                yield start, end
+                # Behind the end of the text: its other anchors would tell nothing new.
+                position = data.find(_SEPARATOR_BYTE, end)
 
     def candidates(self, data: bytes) -> Iterator[_Row]:
         """Yield the rows whose anchor hits, in the order of the table."""
@@ -252,6 +332,8 @@ class Detectors:
                     continue
                 start, end = widened
             found = row.validate(data, start, end) if row.validate else (start, end)
+            if found is not None and row.is_lenient and row.allows(data[found[0] : found[1]]):
+                continue
             if found is not None and found[0] >= floor and found[1] > found[0]:
                 floor = found[1]
                 position = max(position if found[1] >= end else found[1], spans[0][0] + 1)
@@ -279,29 +361,52 @@ class Detectors:
         rest = self._placeholder.sub(b"", data[start:end])
         return (start, end) if any(byte > 127 or chr(byte).isalnum() for byte in rest) else None  # noqa: PLR2004
 
-    def _check_examples(self, row: _Row) -> None:
+    def _result(self, row: _Row, text: str) -> str:
+        data = searchable(text).encode()
         detector = row.detector
-        for number, (text, wanted) in enumerate(detector.match, 1):
-            data = searchable(text).encode()
-            placeholder = f"<{detector.kind}{':1' * detector.numbered}>".encode()
-            pieces, last = [], 0
-            for start, end in self.find(row, data):
-                pieces += [data[last:start], placeholder]
-                last = end
-            found = b"".join([*pieces, data[last:]]).decode()
-            if not row.anchor.hits(data):
-                raise _wrong(detector.id, f"example {number} does not hit its anchor", "Widen it.")
-            if found != wanted:
-                raise _wrong(
-                    detector.id,
-                    f"example {number} becomes something else",
-                    "Correct the pattern or the example.",
-                )
-        for number, text in enumerate(detector.clean, 1):
-            if next(self.find(row, searchable(text).encode()), None) is not None:
-                raise _wrong(
-                    detector.id, f"counter-example {number} is found", "Narrow the pattern."
-                )
+        placeholder = f"<{detector.kind}{':1' * detector.numbered}>".encode()
+        pieces, last = [], 0
+        for start, end in self.find(row, data):
+            pieces += [data[last:start], placeholder]
+            last = end
+        return b"".join([*pieces, data[last:]]).decode()
+
+    def _check_all_examples(self) -> None:
+        for row in self.rows:
+            detector = row.detector
+            for number, (text, wanted) in enumerate(detector.match, 1):
+                if not row.anchor.hits(searchable(text).encode()):
+                    raise _wrong(
+                        detector.id, f"example {number} does not hit its anchor", "Widen it."
+                    )
+                if self._result(row, text) != wanted:
+                    raise _wrong(
+                        detector.id,
+                        f"example {number} becomes something else",
+                        "Correct the pattern or the example.",
+                    )
+            for number, text in enumerate(detector.clean, 1):
+                if next(self.find(row, searchable(text).encode()), None) is not None:
+                    raise _wrong(
+                        detector.id, f"counter-example {number} is found", "Narrow the pattern."
+                    )
+
+
+def _clean_texts() -> list[bytes]:
+    """Make half a megabyte of words as logs and source code have them, always the same ones."""
+    state, texts = 2_463_534_242, []
+    for _ in range(6_000):
+        words = []
+        for _ in range(12):
+            state = (state * 1_103_515_245 + 12_345) & 0x7FFF_FFFF
+            size = 1 + (state >> 16) % 3
+            word = "".join(
+                _SYLLABLES[(state >> shift) % len(_SYLLABLES)]
+                for shift in range(5, 5 + 4 * size, 4)
+            )
+            words.append(word + _JOINTS[(state >> 9) % len(_JOINTS)])
+        texts.append("".join(words).encode())
+    return texts
 
 
 def _any_of(expressions: Sequence[str]) -> str:
@@ -349,6 +454,65 @@ def _read(name: str, row: Mapping[str, Any], macros: Mapping[str, str]) -> Detec
         raise _wrong(name, f"no macro {error.args[0]}", "Define it under [let].") from None
     except (TypeError, ValueError):
         raise _wrong(name, "an example is no pair", "Write [text, result].") from None
+
+
+def _with_allowances(
+    rows: Sequence[_Row], allow: Mapping[str, Any], macros: Mapping[str, str]
+) -> list[_Row]:
+    """Give each row the values and shapes that a policy lets stay.
+
+    An entry has ``detectors`` (ids), ``reason``, and ``values`` (whole values, in any case) or
+    ``pattern`` (RE2, of the whole value) with ``match`` (values that it must let stay).
+    """
+    by_id = {row.detector.id: row for row in rows}
+    for name, entry in allow.items():
+        if unknown := set(entry) - {"detectors", "values", "pattern", "match", "reason"}:
+            raise _refused(name, f"unknown fields {', '.join(sorted(unknown))}", "Remove them.")
+        if not entry.get("reason"):
+            raise _refused(name, "has no reason", "Say why these values may leave.")
+        if strange := [one for one in entry.get("detectors", ()) if one not in by_id]:
+            raise _refused(name, f"no detector {strange[0]}", "Correct the id.")
+        if not entry.get("detectors") or ("values" in entry) == ("pattern" in entry):
+            raise _refused(name, "is not clear", "Give `detectors`, and `values` or `pattern`.")
+        chosen = [by_id[one] for one in entry["detectors"]]
+        shapes: tuple[_Expression, ...] = ()
+        values: frozenset[bytes] = frozenset()
+        if "values" in entry:
+            if any(row.detector.category == "secret" for row in chosen):
+                raise _refused(
+                    name, "would keep a secret in the policy", "Use a `pattern` for the harmless."
+                )
+            values = frozenset(searchable(one).lower().encode() for one in entry["values"])
+        else:
+            shapes = (_whole(name, entry, macros),)
+        for row in chosen:
+            by_id[row.detector.id] = replace(
+                by_id[row.detector.id],
+                allowed=by_id[row.detector.id].allowed | values,
+                allowed_shapes=by_id[row.detector.id].allowed_shapes + shapes,
+            )
+    return list(by_id.values())
+
+
+def _whole(name: str, entry: Mapping[str, Any], macros: Mapping[str, str]) -> _Expression:
+    try:
+        pattern = _MACRO.sub(lambda match: macros[match[1]], entry["pattern"])
+        _lint(pattern, is_anchor=False)
+        shape = _Expression(rf"\A(?:{pattern})\z", capture=False)
+    except KeyError as error:
+        raise _refused(name, f"no macro {error.args[0]}", "Define it under [let].") from None
+    except ValueError as error:
+        raise _refused(name, f"its pattern {error}", "Rewrite it.") from None
+    except re2.error:
+        raise _refused(name, "RE2 does not compile it", "Correct its syntax.") from None
+    examples = entry.get("match", ())
+    if not examples or not all(shape.hits(searchable(one).encode()) for one in examples):
+        raise _refused(name, "does not take its examples", "Give `match`: values that it takes.")
+    return shape
+
+
+def _refused(name: str, what: str, remedy: str) -> RuleError:
+    return RuleError(f"allow-list {name}: {what}. {remedy}")
 
 
 def _compile(detector: Detector) -> _Row:

@@ -77,7 +77,7 @@ class Treatments:
 
     detectors: Detectors
     address_profile: AddressProfile
-    grain_s: int
+    grain_s: float
     user_agents: bool = True
 
 
@@ -181,13 +181,18 @@ class _Memo(dict[str, str]):
 
 _MEMO: Final = 1024
 
+MEMOS: Final[Mapping[str, _Memo]] = {
+    "name": _Memo(_matching(_NAME)),
+    "method": _Memo(_matching(_METHOD)),
+    "level": _Memo(_level),
+    "release": _Memo(_matching(_RELEASE)),
+}
+"""Formats of fields that have few words; generated code looks there first."""
+
 FORMATS: Final[Mapping[str, Callable[[str], str | None]]] = {
+    **{name: memo.read for name, memo in MEMOS.items()},
     # Ids differ from event to event: remembering them would only fill the memory.
     "hex": _matching(_HEX),
-    "name": _Memo(_matching(_NAME)).read,
-    "method": _Memo(_matching(_METHOD)).read,
-    "level": _Memo(_level).read,
-    "release": _Memo(_matching(_RELEASE)).read,
     # The caller has compared the text with a list already: names of declared analytics events.
     "declared": lambda text: text,
 }

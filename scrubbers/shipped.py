@@ -14,7 +14,7 @@ from typing import Any
 
 from scrubbers.model import RuleError
 
-__all__ = ["address_table", "detector_table"]
+__all__ = ["address_table", "detector_table", "extended"]
 
 
 @cache
@@ -25,6 +25,26 @@ def detector_table() -> Mapping[str, Any]:
         RuleError: The file is missing or no TOML.
     """
     return _read("detectors")
+
+
+def extended(table: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a policy's table of detectors, with the shipped rows before its own if it says so.
+
+    Args:
+        table: A ``detectors.toml``. With ``extends = "shipped"``, its rows, parts and allow-lists
+            are added to the shipped ones; a row of the same name takes the shipped one's place.
+
+    Raises:
+        RuleError: ``extends`` names something else, or the shipped table cannot be read.
+    """
+    if "extends" not in table:
+        return table
+    if table["extends"] != "shipped":
+        raise RuleError("detectors.toml: `extends` names no table. Write 'shipped' or remove it.")
+    base = detector_table()
+    parts = {part: {**base.get(part, {}), **table.get(part, {})} for part in (*base, *table)
+             if part != "extends"}  # fmt: skip
+    return {part: rows for part, rows in parts.items() if rows}
 
 
 @cache

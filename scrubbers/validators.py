@@ -16,7 +16,13 @@ from types import MappingProxyType
 import phonenumbers
 from stdnum import ean, iban, luhn
 from stdnum.at import vnr
+from stdnum.be import nn
+from stdnum.br import cpf
 from stdnum.de import idnr
+from stdnum.es import dni, nie
+from stdnum.fi import hetu
+from stdnum.fr import nir
+from stdnum.it import codicefiscale
 from stdnum.us import ssn
 
 __all__ = ["VALIDATORS", "Span", "Validator"]
@@ -42,6 +48,18 @@ _CARD_BRAND = re.compile(
     rb"|35(?:2[89]|[3-8][0-9])[0-9]{12,15}"  # JCB
     rb"|62[0-9]{14,17}"  # UnionPay
     rb"|(?:5018|5020|5038|5893|6304|6759|676[1-3])[0-9]{8,15}"  # Maestro
+    rb"|220[0-4][0-9]{12,15}|9792[0-9]{12}"  # Mir, Troy
+    rb"|(?:506[0-9]|5090|6363|6362|508[5-9]|8[12][0-9]{2})[0-9]{12}"  # Verve, Elo, RuPay
+)
+# Numbers of requests, of moments and of messages are as long as cards, and one in ten passes Luhn.
+_SERIAL_BEFORE = re.compile(
+    rb"(?i)(?:trace|span|parent|request|correlation|message|event|job|build|run|block|blk|offset|seq"
+    rb"(?:uence)?|timestamp|ts|epoch|zxid|txid|lsn|thread|tid|snowflake|nonce|worker|size|bytes)"
+    rb"(?:[ _.-]?(?:id|no|nr|number))?[\"'\]]{0,2}[ =:#_-]{1,3}\Z"
+)
+_CARD_BEFORE = re.compile(
+    rb"(?i)(?:card|karte|\bpan|visa|master|maestro|diners|union|amex|credit|debit|payment|zahl|\bcc)"
+    rb"[^\r\n]{0,24}\Z"
 )
 # What stands where a value would, whether in quotes or not.
 _NO_VALUE = frozenset(
@@ -55,6 +73,19 @@ _PROSE = _NO_VALUE | frozenset(
     b" a an and or for of in to does did are be too error failed failure mismatch changed reset"
     b" length field value parameter".split()
 )
+# Behind "BIC"; libphonenumber knows which countries there are.
+_COUNTRIES = frozenset(phonenumbers.SUPPORTED_REGIONS)
+# Accounts that belong to software, not to a person, and words that stand where a name would.
+_NO_PERSON = frozenset(
+    b"root admin administrator system nobody guest test tester user users daemon www-data www nginx"
+    b" apache httpd postgres postgresql mysql mariadb redis mongodb oracle sa dba git svn jenkins ci"
+    b" build deploy deployer runner backup operator ftp anonymous mail postfix dovecot news uucp"
+    b" cyrus lp bin sys sync games sshd ntp chrony dbus polkitd systemd messagebus docker kube k8s"
+    b" hadoop hdfs yarn spark hive kafka zookeeper elastic elasticsearch logstash kibana vagrant"
+    b" ubuntu debian centos fedora ec2-user pi default demo example service localsystem app api web"
+    b" worker public support info unauthenticated null none unknown undefined anonymoususer -"
+    b" password email name username string text required invalid missing empty id".split()
+)
 _VARIABLE = re.compile(
     rb"\$\{?[A-Za-z_][A-Za-z0-9_.:-]*\}?|%\(?[A-Za-z_]*\)?[sdr]|\{\{?[A-Za-z0-9_. ]*\}?\}?"
     rb"|%[A-Z_]+%|<[a-z_ -]{1,32}>|\[[A-Za-z _]{1,20}\]?|[*.x#_-]{3,}|:[a-z_]+"
@@ -64,11 +95,19 @@ _NEXT_PAIR = re.compile(
     rb"[,;)\]}]+(?=\s|\Z)|%26|,(?=\s*[\"']?[A-Za-z_][A-Za-z0-9_.-]{0,40}[\"']?[=:])"
 )
 _PARSER_BEFORE = re.compile(rb"(?i)\b(?:unexpected|illegal) token: \Z")
+_HOST_WORDS = frozenset(
+    b"ip ec host dyn dynamic static pool client user dsl adsl vdsl cable cust customer cpe ppp p c"
+    b" node broadband mobile dhcp nat ns dip".split()
+)
 _DIRECTORY_BEFORE = re.compile(rb"(?i)\b(?:old)?pwd=\Z")
 _VERSION_BEFORE = re.compile(
     rb"(?i)(?:\bv|\bver(?:sion)?|\brelease|\bbuild|\brev(?:ision)?|\boid|\bassembly|\bfirmware)"
     rb"[\s\"'.=:/#-]{0,4}\Z"
 )
+_PRE_RELEASE = re.compile(
+    rb"(?i)[-_+](?:alpha|beta|rc|snapshot|dev|release|final|ga|pre|sp|hotfix|build)"
+)
+_PACKAGE = re.compile(rb"(?i)\.(?:tgz|tar|zip|jar|whl|gz|deb|rpm|exe|msi|dll|so|js|css)\b")
 _PRODUCT_BEFORE = re.compile(rb"(?:\A|[\s(;\"'])[A-Z][A-Za-z]{1,24}/\Z")
 
 
@@ -100,7 +139,11 @@ def ipv4(data: bytes, start: int, end: int) -> Span | None:
     is_netmask = numbers[:2] == [255, 255]
     if numbers[0] == 127 or numbers[1:] == [0, 0, 0] or is_netmask:  # noqa: PLR2004
         return None
-    before = data[max(0, start - 40) : start]
+    before, after = data[max(0, start - 40) : start], data[end : end + 12]
+    if _PRE_RELEASE.match(after) or (before[-1:] in {b"-", b"_"} and _PACKAGE.match(after)):
+        return None  # 1.2.3.4-beta, lib-1.2.3.4.tgz
+    if after[:3] == b" (+" and before[-1:] == b"/":
+        return None  # a crawler: name/1.2.3.4 (+https://...)
     is_product = _PRODUCT_BEFORE.search(before) and data[end : end + 1] != b":"  # Chrome/120.0.1.2
     return None if is_product or _VERSION_BEFORE.search(before) else (start, end)
 
@@ -134,9 +177,16 @@ def ipv6(data: bytes, start: int, end: int) -> Span | None:
 
 def mac(data: bytes, start: int, end: int) -> Span | None:
     """Refuse all zeros, all ones, and parts of longer runs."""
-    digits = re.sub(rb"[^0-9A-Fa-f]", b"", data[start:end]).lower()
+    text = re.sub(rb"(?i)%3a", b":", data[start:end])
+    digits = re.sub(rb"[^0-9A-Fa-f]", b"", text).lower()
     if digits in {b"0" * 12, b"f" * 12}:
         return None
+    if data[start + 4 : start + 5] == b".":
+        # Four digits, four digits, four digits: a part of an OID or a version as well.
+        is_called_so = re.search(rb"(?i)mac|hw|arp|ether", data[max(0, start - 24) : start])
+        if data[end : end + 1] == b"." and data[end + 1 : end + 2].isalnum():
+            return None
+        return (start, end) if is_called_so or not digits.isdigit() else None
     if data[end : end + 1] in {b":", b"-"} and data[end + 1 : end + 2].isalnum():
         return None
     return start, end
@@ -144,9 +194,16 @@ def mac(data: bytes, start: int, end: int) -> Span | None:
 
 def card(data: bytes, start: int, end: int) -> Span | None:
     """Find the part of a run of digits that has a brand's prefix and length and passes Luhn."""
+    text = data[start:end].replace(b"%20", b"   ")  # as long as before, so that offsets hold
     groups = [(match.start() + start, match.end() + start)
-              for match in _DIGIT_GROUP.finditer(data[start:end])]  # fmt: skip
+              for match in _DIGIT_GROUP.finditer(text)]  # fmt: skip
+    before = data[max(0, start - 40) : start]
+    if _SERIAL_BEFORE.search(before) and not _CARD_BEFORE.search(before):
+        return None
     if len(groups) == 1:
+        # 17 to 19 digits in a row are mostly moments, offsets and ids.
+        if end - start > 16 and not _CARD_BEFORE.search(before):  # noqa: PLR2004
+            return None
         return (start, end) if _is_card(data[start:end]) else None
     for first, last in _windows(len(groups)):
         shape = tuple(stop - begin for begin, stop in groups[first:last])
@@ -233,23 +290,109 @@ def at_vnr(data: bytes, start: int, end: int) -> Span | None:
     return (start, end) if vnr.is_valid(digits) else None
 
 
+def es_dni(data: bytes, start: int, end: int) -> Span | None:
+    """Accept a Spanish identity number, of a citizen or a foreigner, by its check letter."""
+    text = data[start:end].decode("ascii", "replace")
+    return (start, end) if dni.is_valid(text) or nie.is_valid(text) else None
+
+
+def it_cf(data: bytes, start: int, end: int) -> Span | None:
+    """Accept an Italian tax code by its check letter and its date."""
+    text = data[start:end].decode("ascii", "replace")
+    return (start, end) if codicefiscale.is_valid(text) else None
+
+
+def fr_nir(data: bytes, start: int, end: int) -> Span | None:
+    """Accept a French insurance number by its key mod 97."""
+    return (start, end) if nir.is_valid(data[start:end].decode("ascii", "replace")) else None
+
+
+def dated_id(data: bytes, start: int, end: int) -> Span | None:
+    """Accept numbers with a date or a check digit inside, by the way they are separated.
+
+    FI ``131052-308T``, SE ``850730-1234``, BE ``85.07.30-033.28``,
+    AT ``1237 010180``, DE ``12 010180 M 123``, GB ``QQ 12 34 56 C``, BR ``390.533.447-05``.
+    """
+    text = data[start:end].decode("ascii", "replace")
+    if text[:1].isalpha():
+        return start, end  # GB: letters and gaps are shape enough
+    if text[2:3] == ".":
+        return (start, end) if nn.is_valid(text) else None
+    if text[3:4] == ".":
+        return (start, end) if cpf.is_valid(text) else None
+    if text[4:5] == " ":
+        return (start, end) if vnr.is_valid(text.replace(" ", "")) else None
+    if len(text) > 9 and any(char.isalpha() for char in text[7:10]):  # noqa: PLR2004
+        return (start, end) if _is_day_month(text.replace(" ", "")[2:6]) else None
+    if text[-1].isalpha() or text[6:7] in "+ABCDEF":
+        return (start, end) if hetu.is_valid(text) else None
+    digits = text.partition("-")[0][-6:]
+    # SE: year, month, day, and a check digit. DK and LV look the same without one: by cue only.
+    is_date = _is_day_month(digits[4:6] + digits[2:4])
+    return (start, end) if is_date and luhn.is_valid(digits + text[-4:]) else None
+
+
+def _is_day_month(digits: str) -> bool:
+    return digits.isdigit() and 1 <= int(digits[:2]) <= 31 and 1 <= int(digits[2:]) <= 12  # noqa: PLR2004
+
+
+def bic(data: bytes, start: int, end: int) -> Span | None:
+    """Accept a bank's code by its country."""
+    country = data[start + 4 : start + 6].decode("ascii", "replace")
+    return (start, end) if country in _COUNTRIES else None
+
+
 def us_ssn(data: bytes, start: int, end: int) -> Span | None:
     """Refuse area, group and serial numbers that were never given out."""
     return (start, end) if ssn.is_valid(data[start:end].decode("ascii", "replace")) else None
 
 
-def imei(data: bytes, start: int, end: int) -> Span | None:
-    """Accept 15 digits that pass Luhn, or 14 or 16 without check digit."""
-    digits = re.sub(rb"[^0-9]", b"", data[start:end])
-    if len(digits) == 15 and not luhn.is_valid(digits.decode("ascii")):  # noqa: PLR2004
+def ipv4_in_name(data: bytes, start: int, end: int) -> Span | None:
+    """Accept an address in a host's name; refuse dates, times and steps that look like one."""
+    text = re.sub(rb"_", b"-", data[start:end])
+    if ipv4(text, 0, len(text)) is None:
         return None
-    return start, end
+    word = re.search(rb"([A-Za-z]{1,24})[-._]?\Z", data[max(0, start - 26) : start])
+    if word is None or word[1].lower() in _HOST_WORDS:
+        return start, end
+    numbers = [int(part) for part in re.split(rb"[-.]", text)]
+    # After any other word: not what could be a date with an hour, or a version.
+    return (start, end) if sum(number > 59 for number in numbers) >= 1 and numbers[0] > 9 else None  # noqa: PLR2004
+
+
+def phone_national(data: bytes, start: int, end: int) -> Span | None:
+    """Accept a number without country if it is one in the United States or in Germany."""
+    text = data[start:end].decode("ascii", "replace")
+    region = "DE" if text.lstrip("(")[:1] == "0" else "US"
+    try:
+        number = phonenumbers.parse(text, region)
+    except phonenumbers.NumberParseException:
+        return None
+    return (start, end) if phonenumbers.is_valid_number(number) else None
+
+
+def edged(data: bytes, start: int, end: int) -> Span | None:
+    """Refuse the middle of a longer word."""
+    is_inside = (start and data[start - 1 : start].isalnum()) or data[end : end + 1].isalnum()
+    return None if is_inside else (start, end)
 
 
 def numbered(data: bytes, start: int, end: int) -> Span | None:
     """Accept an identifier after a cue if it has at least four digits."""
-    digits = sum(48 <= byte <= 57 for byte in data[start:end])  # noqa: PLR2004
-    return (start, end) if digits >= 4 else None  # noqa: PLR2004
+    value = data[start:end]
+    for cut in range(len(value), 4, -1):
+        # A date or a duration behind the number is not part of it; a unit ends it.
+        if value[cut - 1 : cut].isalnum() and not data[start + cut : start + cut + 1].islower():
+            break
+    else:
+        return None
+    digits = sum(48 <= byte <= 57 for byte in value[:cut])  # noqa: PLR2004
+    is_document = digits > 1 and len(value) > 7 and value.isalnum()  # noqa: PLR2004 - C01XTMVZ2
+    if (digits < 4 and not is_document) or re.match(
+        rb"(?:19|20)[0-9]{2}-[01][0-9]-[0-3][0-9]", value
+    ):
+        return None
+    return start, start + cut
 
 
 def basic(data: bytes, start: int, end: int) -> Span | None:
@@ -293,6 +436,8 @@ def secret(data: bytes, start: int, end: int) -> Span | None:
         value = value.rstrip(b".,)]}") if len(value) > 1 else value
     if not value or _VARIABLE.fullmatch(value):
         return None
+    if re.search(rb"==\s?[\"']?\Z", before) and not _is_opaque(value):
+        return None  # a comparison in code
     if value.lower() in (_NO_VALUE if quoted else _PROSE):
         return None
     end = start + len(value)
@@ -301,14 +446,91 @@ def secret(data: bytes, start: int, end: int) -> Span | None:
     return start, end
 
 
+def argument(data: bytes, start: int, end: int) -> Span | None:
+    """Accept the argument of an option; refuse the sentence that explains the option."""
+    value = data[start:end].rstrip(b"\"',;)]")
+    if not value or _VARIABLE.fullmatch(value) or value.lower() in _PROSE:
+        return None
+    return start, start + len(value)
+
+
+def element(data: bytes, start: int, end: int) -> Span | None:
+    """Accept the content of an element that names a secret."""
+    value = data[start:end].strip()
+    return (
+        None if not value or value.lower() in _PROSE or _VARIABLE.fullmatch(value) else (start, end)
+    )
+
+
+def weak_secret(data: bytes, start: int, end: int) -> Span | None:
+    """Accept the value of a short key (``pass``, ``pin``) if it looks like no word and no count."""
+    found = secret(data, start, end)
+    if found is None:
+        return None
+    value = data[found[0] : found[1]]
+    key = re.search(rb"([A-Za-z]+)[^A-Za-z0-9]*\Z", data[max(0, start - 40) : start])
+    if value.isdigit():
+        is_code = key is not None and key[1].lower() in {b"pin", b"tan", b"puk"}
+        return found if is_code and len(value) >= 4 else None  # noqa: PLR2004
+    if re.fullmatch(rb"[0-9.]+(?:ms|s|%|kb|mb|gb)?", value.lower()):
+        return None
+    before = data[max(0, start - 40) : start]
+    is_password = key is not None and key[1].lower() in {b"pass", b"pw", b"psw"}
+    # Code assigns with spaces, or names to names; a configuration and a dump do not.
+    if is_password and before[-1:] in {b'"', b"'", b"=", b"(", b">"}:
+        return found if b"_" not in value and b"." not in value else None
+    if is_password and before[-3:] == b"=> ":
+        return found
+    return found if _is_opaque(value) or re.search(rb"[!$*?@#~]", value) else None
+
+
+def prose_secret(data: bytes, start: int, end: int) -> Span | None:
+    """Accept a word behind a cue if no sentence has such a word."""
+    value = data[start:end].rstrip(b".,;:")
+    if not value or _VARIABLE.fullmatch(value) or value.lower() in _PROSE:
+        return None
+    before = data[max(0, start - 40) : start]
+    if re.search(rb"(?i)(?:unexpected|illegal|invalid) token:? [\"'`]?\Z", before):
+        return None
+    is_quoted = data[start - 1 : start] in {b'"', b"'", b"`"}
+    has_digit = any(48 <= byte <= 57 for byte in value)  # noqa: PLR2004
+    if value.isdigit():
+        return (
+            (start, start + len(value))
+            if re.search(rb"(?i)(?:code|otp|pin|tan)\W", before)
+            else None
+        )
+    if re.fullmatch(rb"(?:0x)?[0-9a-f]{1,4}|v?[0-9]+(?:[.,][0-9]+)*[a-z%]{0,3}", value):
+        return None
+    is_mixed = has_digit and any(chr(byte).isalpha() for byte in value)
+    if re.fullmatch(rb"[0-9 -]+", value):
+        return start, start + len(value)
+    is_shouted = re.search(rb"[a-z][A-Z]|[!$#%&*?@~^]", value[:-1]) is not None
+    if is_quoted and re.search(rb"(?i)pass|kennwort", before):
+        return start, start + len(value)
+    return (start, start + len(value)) if is_mixed or is_shouted else None
+
+
+def parameter(data: bytes, start: int, end: int) -> Span | None:
+    """Refuse a parameter whose value is a variable or a placeholder of a document."""
+    return None if _VARIABLE.fullmatch(data[start:end]) else (start, end)
+
+
 def _is_code_or_prose(data: bytes, before: bytes, value: bytes, end: int) -> bool:
     after = data[end : end + 40]
-    if re.match(_IDENTIFIER_PATH.pattern + rb"[(\[]", value + after[:1]):
+    if re.match(_IDENTIFIER_PATH.pattern + rb"[(\[{]", value + after[:1]):
         return True  # token = read()
     if _IDENTIFIER_PATH.fullmatch(value):
         key = re.split(rb"[^A-Za-z0-9_]+", before.rstrip(b" =:\"'>"))[-1].lower()
-        if key.endswith(value.rpartition(b".")[2].lower()):
-            return True  # password=password, password=self.password
+        name = value.rpartition(b".")[2].lower()
+        if (key and key.endswith(name)) or (
+            len(key) > 3 and name.endswith(key.rpartition(b"_")[2])
+        ):
+            return True  # password=password, password=self.password, token=current_token
+        if value in {b"await", b"self", b"yield", b"lambda", b"new", b"function"}:
+            return True
+    if re.fullmatch(rb"0x[0-9a-fA-F]{1,16}", value):
+        return True  # a handle, not a credential
     if _PARSER_BEFORE.search(before) and len(value) < 16:  # noqa: PLR2004
         return True  # unexpected token: punc
     if _DIRECTORY_BEFORE.search(before) and re.match(rb"/|[A-Za-z]:\\", value):
@@ -321,20 +543,51 @@ def _is_code_or_prose(data: bytes, before: bytes, value: bytes, end: int) -> boo
 
 def vendor_key(data: bytes, start: int, end: int) -> Span | None:
     """Refuse words joined with hyphens or underscores, and the middle of a longer word."""
-    value = data[start:end].rstrip(b".=-_")
-    if data[start - 1 : start].isalnum() and start:
+    value = data[start:end].rstrip(b".=-_:/+")
+    if start and (data[start - 1 : start].isalnum() or data[start - 1 : start] == b"_"):
         return None
-    has_digit = any(48 <= byte <= 57 for byte in value[5:])  # noqa: PLR2004
-    has_case = re.search(rb"[a-z][A-Z]|[A-Z][a-z]", value[5:]) is not None
-    return (start, start + len(value)) if has_digit or has_case else None
+    # After a prefix of up to 12 characters something random: ten in a row as no word has them.
+    for run in re.findall(rb"[0-9A-Za-z]{10,}", value[3:]):
+        has_digit = any(48 <= byte <= 57 for byte in run)  # noqa: PLR2004
+        if (has_digit and not run.isdigit()) or len(re.findall(rb"[a-z][A-Z]", run)) > 1:
+            return start, start + len(value)
+    return None
 
 
 def identity(data: bytes, start: int, end: int) -> Span | None:
     """Refuse ids that are words (``user_id no-such-row``) and parts of longer ones."""
     value = data[start:end]
-    if data[end : end + 1].isalnum():
+    if data[end : end + 1].isalnum() or value.startswith(b"0x"):
         return None
-    return (start, end) if any(48 <= byte <= 57 for byte in value) else None  # noqa: PLR2004
+    digits = sum(48 <= byte <= 57 for byte in value)  # noqa: PLR2004
+    return (start, end) if digits >= (1 if len(value) > 7 else 2) else None  # noqa: PLR2004
+
+
+def identity_word(data: bytes, start: int, end: int) -> Span | None:
+    """Accept a number behind a word for a person, unless it counts or is a status."""
+    value, after = data[start:end], data[end : end + 12]
+    if re.match(
+        rb"[.,:][0-9]|(?: of |/| ?(?:ms|s|kb|mb|min|times|items|rows|%))(?:[0-9]|\b)", after.lower()
+    ):
+        return None
+    is_status = len(value) == 3 and (after[:1] == b":" or value[:1] in b"45")  # noqa: PLR2004
+    return None if is_status else (start, end)
+
+
+def path_account(data: bytes, start: int, end: int) -> Span | None:
+    """Refuse the number of a local account (``/run/user/1000``) and words with a hyphen."""
+    if data[max(0, start - 10) : start].endswith(b"/run/user/"):
+        return None
+    return (start, end) if any(48 <= byte <= 57 for byte in data[start:end]) else None  # noqa: PLR2004
+
+
+def person_name(data: bytes, start: int, end: int) -> Span | None:
+    """Accept what stands behind a key for a name; refuse accounts of services, code and prose."""
+    found = secret(data, start, end)
+    if found is None:
+        return None
+    value = data[found[0] : found[1]].lower()
+    return None if value in _NO_PERSON or value.startswith((b"$", b"?", b"%s")) else found
 
 
 def user_name(data: bytes, start: int, end: int) -> Span | None:
@@ -345,26 +598,41 @@ def user_name(data: bytes, start: int, end: int) -> Span | None:
 
 VALIDATORS: Mapping[str, Validator] = MappingProxyType(
     {
+        "argument": argument,
         "at_vnr": at_vnr,
         "basic": basic,
+        "bic": bic,
         "card": card,
         "ch_ahv": ch_ahv,
+        "dated_id": dated_id,
         "de_idnr": de_idnr,
+        "edged": edged,
+        "element": element,
         "email": email,
+        "es_dni": es_dni,
+        "fr_nir": fr_nir,
         "iban": iban_number,
         "identity": identity,
-        "imei": imei,
+        "identity_word": identity_word,
         "ipv4": ipv4,
+        "ipv4_in_name": ipv4_in_name,
         "ipv6": ipv6,
+        "it_cf": it_cf,
         "mac": mac,
         "numbered": numbered,
         "opaque": opaque,
+        "parameter": parameter,
+        "path_account": path_account,
+        "person_name": person_name,
         "phone": phone,
         "phone_by_cue": phone_by_cue,
+        "phone_national": phone_national,
+        "prose_secret": prose_secret,
         "secret": secret,
         "us_ssn": us_ssn,
         "user_name": user_name,
         "vendor_key": vendor_key,
+        "weak_secret": weak_secret,
     }
 )
 """By the name that ``detectors.toml`` uses."""

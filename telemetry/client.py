@@ -304,6 +304,10 @@ def _restore(kind: str, data: dict[str, Any], identifiers: list[tuple[str, str |
             data.setdefault("user", {})["id" if sort_ == "account" else sort_] = value
         elif kind == "session":
             data["did"] = value
+        elif kind == "sessions":
+            buckets = data.get("aggregates") or []
+            if len(buckets) == 1:  # of several nobody knows any more whose it was
+                buckets[0]["did"] = value
         elif name:
             data.setdefault("properties", {})[name] = value
         else:

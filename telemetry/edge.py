@@ -95,6 +95,14 @@ class Edge:
             return outcome._replace(remarks=[*earlier, *outcome.remarks])
         return outcome
 
+    def unknown_paths(self, item: Item) -> list[str]:
+        """List what an item holds and no schema declares.
+
+        Raises:
+            EventError: It cannot be read, or is not declared.
+        """
+        return self._schemas.rules_for(item.kind, item.raw).unknown_paths(item.raw)
+
     def _sample(self, item: Item, rules: CompiledRules) -> None:
         """List what no schema declares: the first event of a kind and one in a thousand.
 

@@ -21,6 +21,8 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 import msgspec
 
 from scrubbers.address import AddressProfile
+from scrubbers.model import RuleError
+from scrubbers.shipped import extended
 from telemetry.errors import ConfigError, PolicyError
 from telemetry.retention import Period
 
@@ -92,7 +94,8 @@ class Recipient(_Table, frozen=True):
         domain: ``purpose@recipient``: what its keys and tokens are bound to.
         epoch: Life of its tokens: ``rel`` or ``quarter``.
         event_ids: Whether it sees the event's own id or a derived one.
-        retention: What it really keeps.
+        retention: How long it really keeps.
+        kept: The same for kinds that it keeps otherwise; ``unknown`` if it does not say.
         erasure: ``api``, or ``compensated`` with the control that takes its place.
         hosts: The only hosts that may be contacted for it.
         rates: Its documented limits.
@@ -114,6 +117,7 @@ class Recipient(_Table, frozen=True):
     sink: str = ""
     refused: str = ""
     compensation: str = ""
+    kept: dict[str, str] = {}
     rates: list[RateLimit] = []
 
 
@@ -140,7 +144,7 @@ class _TruncateIp(_Table, frozen=True):
 
 class _Treatments(_Table, frozen=True):
     truncate_ip: _TruncateIp
-    coarsen_time: dict[str, Annotated[int, msgspec.Meta(ge=1, le=86400)]]
+    coarsen_time: dict[str, Annotated[float, msgspec.Meta(ge=0.001, le=86400)]]
 
 
 class _AddressProfile(_Table, frozen=True):
@@ -279,7 +283,10 @@ class Policy:
         addresses = self._read("addresses.toml", _Addresses).profile
         self.events = self._read("events.toml", dict[str, dict[_Name, Property]])
         self.user_properties = self._read("user_properties.toml", _UserProperties).properties
-        self.detector_table = self._read("detectors.toml", dict[str, Any])
+        try:
+            self.detector_table = extended(self._read("detectors.toml", dict[str, Any]))
+        except RuleError as error:
+            raise PolicyError(str(error)) from None
 
         self.ceiling = self._period("retention.toml", "ceiling", retention.ceiling, _CEILING)
         self.retention = {
@@ -298,6 +305,7 @@ class Policy:
                 f"Use one of: {', '.join(sorted(addresses))}.",
             )
         chosen = addresses[profile]
+        self.address_source = chosen.source
         self.address_profile = AddressProfile(
             name=profile, v4_bits=chosen.v4_bits, v6_bits=chosen.v6_bits, drop=chosen.drop
         )
@@ -310,12 +318,15 @@ class Policy:
         line = _key_line(path.read_text("utf-8"), key.split("."))
         raise PolicyError(f"{key} {message}", path=path, line=line, remedy=remedy)
 
-    def _period(self, file: str, key: str, text: str, longest: Period) -> Period:
+    def _any_period(self, file: str, key: str, text: str) -> Period:
         try:
-            period = Period.parse(text)
+            return Period.parse(text)
         except ValueError as error:
             self._refuse(file, key, f"is no period: {error}.", "Write for example P12M.")
             raise AssertionError from None
+
+    def _period(self, file: str, key: str, text: str, longest: Period) -> Period:
+        period = self._any_period(file, key, text)
         if period.may_exceed(longest):
             self._refuse(
                 file,
@@ -358,6 +369,7 @@ class Policy:
                     )
                 promised = self.retention[self.purposes[purpose].retention]
                 self._period("recipients.toml", f"{name}.retention", recipient.retention, promised)
+            self._check_kept(name, recipient)
             if bool(recipient.sink) == bool(recipient.refused):
                 self._refuse(
                     "recipients.toml",
@@ -371,6 +383,39 @@ class Policy:
                     f"{name}.compensation",
                     "is missing: this recipient cannot erase one person's data.",
                     "Say what is done instead (Art. 17, 19 GDPR).",
+                )
+
+    def _check_kept(self, name: str, recipient: Recipient) -> None:
+        """Refuse a kind that is on and kept longer than its purpose promises."""
+        known = {path.stem for path in schemas_dir().glob("*.avsc")} - {"batch"}
+        for kind, kept in recipient.kept.items():
+            key = f"{name}.kept.{kind}"
+            if kind not in known:
+                self._refuse(
+                    "recipients.toml",
+                    key,
+                    "is no kind of event.",
+                    f"Use one of: {', '.join(sorted(known))}.",
+                )
+            # What is off must be a period too: it is read by whoever thinks of switching it on.
+            period = None if kept == "unknown" else self._any_period("recipients.toml", key, kept)
+            purpose = self.purpose_of_kind.get(kind, "")
+            if not recipient.sink or purpose not in recipient.purposes:
+                continue
+            remedy = f"Take {kind!r} out of the kinds of {purpose!r} in purposes.toml"
+            if period is None:
+                self._refuse(
+                    "recipients.toml",
+                    key,
+                    "is unknown, so nothing can be promised about it.",
+                    f"{remedy}, or ask the recipient and write how long it keeps them.",
+                )
+            elif period.may_exceed(self.retention[self.purposes[purpose].retention]):
+                self._refuse(
+                    "recipients.toml",
+                    key,
+                    f"is {kept}, longer than {purpose!r} promises.",
+                    f"{remedy}, or agree a shorter period with the recipient and write it here.",
                 )
 
     def _check_properties(self) -> None:
@@ -419,7 +464,7 @@ class Policy:
             if recipient.sink and purpose in recipient.purposes
         ]
 
-    def time_grain_s(self, kind: str) -> int:
+    def time_grain_s(self, kind: str) -> float:
         """Seconds to which times of events of this kind are rounded down."""
         grains = self.treatments.coarsen_time
         return grains.get(kind, grains.get("default", 1))

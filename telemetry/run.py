@@ -11,18 +11,21 @@ import asyncio
 import importlib
 import inspect
 import os
+import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 import structlog
 
 from scrubbers.detectors import Detectors
+from scrubbers.user_agent import reduce_user_agent
 from telemetry import logs
 from telemetry.admin import Admin
 from telemetry.books import Books
@@ -46,7 +49,7 @@ from telemetry.policy import PolicyRegister, load_policy, policy_dir
 from telemetry.rules import Schemas
 from telemetry.sinks import Sink
 
-__all__ = ["Runner", "Storage", "open_broker"]
+__all__ = ["Runner", "Storage", "check_host", "open_broker"]
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.run")
 _T = TypeVar("_T")
@@ -195,6 +198,8 @@ class Runner:
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
         policy = load_policy(policy_dir(settings.policy.path))
         detectors = Detectors.compile(policy.detector_table)
+        detectors.check_speed(time.thread_time)
+        reduce_user_agent("")  # loads its table now, not while the first client waits
         schemas = Schemas(policy, detectors)
         self.policy = policy
         if not settings.production:
@@ -305,6 +310,8 @@ class Runner:
                 f"recipient.{name} lacks {' and '.join(map(repr, lacking))}.",
                 remedy=f"Set it in telemetry.toml under [recipient.{name}].",
             )
+        if self.settings.production:
+            check_host(name, recipient.hosts, given)
         sink = sink_class(**given)
         self._open.push_async_callback(sink.close)
         return sink
@@ -387,3 +394,23 @@ def _given(settings: RecipientSettings) -> dict[str, str]:
                 "cannot be read.", path=Path(path), remedy="Name a readable file."
             ) from None
     return given
+
+
+def check_host(name: str, hosts: Sequence[str], given: Mapping[str, str]) -> None:
+    """Let nothing out but to the hosts that the policy names for a recipient.
+
+    Args:
+        name: The recipient.
+        hosts: What ``recipients.toml`` names; their subdomains count too.
+        given: Its settings, of which ``url`` and ``dsn`` say where it is.
+
+    Raises:
+        ConfigError: It is somewhere else. The message does not say where.
+    """
+    for key in ("url", "dsn"):
+        host = urlsplit(given.get(key, "")).hostname
+        if host is not None and not any(host == h or host.endswith(f".{h}") for h in hosts):
+            raise ConfigError(
+                f"recipient.{name} has a {key} at a host that recipients.toml does not name.",
+                remedy=f"Use one of: {', '.join(hosts)}; or add the host to the policy.",
+            )

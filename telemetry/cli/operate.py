@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -97,7 +98,9 @@ def check(*, config: Config = None, state: State = None, as_json: Json = False) 
 
     settings = _settings(config, state)
     policy = load_policy(policy_dir(settings.policy.path))
-    schemas = Schemas(policy, Detectors.compile(policy.detector_table))
+    detectors = Detectors.compile(policy.detector_table)
+    detectors.check_speed(time.thread_time)
+    schemas = Schemas(policy, detectors)
     report = {
         "policy": policy.digest,
         "notice": policy.notice.version,

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from scrubbers.detectors import Detectors
 from telemetry.policy import load_policy
 from telemetry.rules import CompiledRules, Schemas
-from telemetry.schema import Field, Record
+from telemetry.schema import Field, Record, load_records
 
-KINDS = ("analytics_event", "check_in", "error_event", "session", "sessions", "user_properties")
+KINDS = tuple(load_records())
 
 _WORDS = st.sampled_from(
     [

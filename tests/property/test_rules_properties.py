@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import fields
 
 import msgspec
 import pytest
@@ -15,6 +16,7 @@ from msgspec import inspect
 from scrubbers.engine import Ledger
 from telemetry.errors import DecodeError
 from telemetry.rules import CompiledRules
+from telemetry.schema import Record, load_records
 
 ALL = list(schemas().all_rules)
 _IDS = [f"{rules.record.name}{number}" for number, rules in enumerate(ALL)]
@@ -116,3 +118,27 @@ def test_texts_are_gathered_in_the_order_of_their_places(kind: str, data: st.Dat
         places = list(rules.slots(contract, ()))
         assert [text for *_, text, _, _, static in places if not static] == gathered.texts
         assert [text for *_, text, _, _, static in places if static] == gathered.statics
+
+
+def test_an_attribute_is_treated_the_same_wherever_it_may_stand() -> None:
+    records = load_records()
+
+    def treatments(record: Record, path: tuple[str, ...]) -> dict[str, dict[str, object]]:
+        for name in path:
+            (record,) = [e.record for e in record.fields if e.wire == name and e.record]
+        found = {}
+        for entry in record.fields:
+            leaf = entry.record.fields[0] if entry.record is not None else entry
+            found[entry.wire] = {
+                f.name: getattr(leaf, f.name)
+                for f in fields(leaf)
+                if f.name not in ("name", "wire")
+            }
+        return found
+
+    once = treatments(records["span"], ("attributes",))
+    assert once["user.id"]["treatment"] == "pseudonymize"
+    for kind in ("log", "trace_metric"):
+        assert treatments(records[kind], ("attributes",)) == once
+    assert treatments(records["transaction"], ("contexts", "trace", "data")) == once
+    assert treatments(records["transaction"], ("spans", "data")) == once

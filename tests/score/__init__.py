@@ -1,0 +1,1 @@
+"""How well detectors do: a corpus made from templates and seeds, and its score."""
