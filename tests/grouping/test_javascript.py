@@ -67,7 +67,7 @@ def captured(node: str, script: str, file: str, way: str, who: int) -> tuple[byt
     events = tuple(
         item.raw
         for line in done.stdout.splitlines()
-        for item in parse_envelope(base64.b64decode(line)).items
+        for item in parse_envelope(base64.b64decode(line), {"error_event"}).items
         if item.kind == "error_event"
     )
     assert len(events) == KINDS
