@@ -55,7 +55,11 @@ def delivered(raw: bytes) -> Event:
 
 
 def all_frames(event: Event) -> list[Event]:
-    return [frame for one in event["exception"]["values"] for frame in one["stacktrace"]["frames"]]
+    return [
+        frame
+        for one in event["exception"]["values"]
+        for frame in (one.get("stacktrace") or {}).get("frames") or []
+    ]
 
 
 def without_stack(raw: bytes) -> bytes:
