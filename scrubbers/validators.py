@@ -78,8 +78,8 @@ _COUNTRIES = frozenset(phonenumbers.SUPPORTED_REGIONS)
 # Accounts that belong to software, not to a person, and words that stand where a name would.
 _NO_PERSON = frozenset(
     b"root admin administrator system nobody guest test tester user users daemon www-data www nginx"
-    b" apache httpd postgres postgresql mysql mariadb redis mongodb oracle sa dba git svn jenkins ci"
-    b" build deploy deployer runner backup operator ftp anonymous mail postfix dovecot news uucp"
+    b" apache httpd postgres postgresql mysql mariadb redis mongodb oracle sa dba git svn jenkins"
+    b" ci build deploy deployer runner backup operator ftp anonymous mail postfix dovecot news uucp"
     b" cyrus lp bin sys sync games sshd ntp chrony dbus polkitd systemd messagebus docker kube k8s"
     b" hadoop hdfs yarn spark hive kafka zookeeper elastic elasticsearch logstash kibana vagrant"
     b" ubuntu debian centos fedora ec2-user pi default demo example service localsystem app api web"
@@ -388,9 +388,8 @@ def numbered(data: bytes, start: int, end: int) -> Span | None:
         return None
     digits = sum(48 <= byte <= 57 for byte in value[:cut])  # noqa: PLR2004
     is_document = digits > 1 and len(value) > 7 and value.isalnum()  # noqa: PLR2004 - C01XTMVZ2
-    if (digits < 4 and not is_document) or re.match(
-        rb"(?:19|20)[0-9]{2}-[01][0-9]-[0-3][0-9]", value
-    ):
+    too_few = digits < 4 and not is_document  # noqa: PLR2004
+    if too_few or re.match(rb"(?:19|20)[0-9]{2}-[01][0-9]-[0-3][0-9]", value):
         return None
     return start, start + cut
 
@@ -524,7 +523,7 @@ def _is_code_or_prose(data: bytes, before: bytes, value: bytes, end: int) -> boo
         key = re.split(rb"[^A-Za-z0-9_]+", before.rstrip(b" =:\"'>"))[-1].lower()
         name = value.rpartition(b".")[2].lower()
         if (key and key.endswith(name)) or (
-            len(key) > 3 and name.endswith(key.rpartition(b"_")[2])
+            len(key) > 3 and name.endswith(key.rpartition(b"_")[2])  # noqa: PLR2004
         ):
             return True  # password=password, password=self.password, token=current_token
         if value in {b"await", b"self", b"yield", b"lambda", b"new", b"function"}:
