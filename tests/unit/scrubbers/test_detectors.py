@@ -267,7 +267,7 @@ def test_two_hundred_detectors_search_clean_text_at_200_mb_s() -> None:
             "source": "a test",
         }
     many = Detectors.compile({**detector_table(), "detector": rows})
-    data = SEPARATOR.encode().join(_clean_texts())
+    data = SEPARATOR.encode().join(_clean_texts(["session", "passenger"]))
     least = float("inf")
     for _ in range(9):  # other work on the machine is not what is measured
         began = time.thread_time()
