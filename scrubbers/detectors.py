@@ -13,6 +13,7 @@ single expression falls back to a slower engine.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -260,7 +261,7 @@ class Detectors:
         plain = _Expression(r"[a-z][0-9]\x07", capture=False)
         least = [float("inf"), float("inf")]
         for _ in range(5):
-            for which, work in enumerate((plain.hits, self._gate_all)):
+            for which, work in enumerate((plain.hits, self._hit_all)):
                 began = clock()
                 work(data)
                 least[which] = min(least[which], clock() - began)
@@ -287,24 +288,32 @@ class Detectors:
         """As `gate`, for the UTF-8 bytes of a text in its searchable form."""
         return any(gate.hits(data) for gate in self._gates)
 
-    def anchors(self, data: bytes) -> Iterator[Span]:
-        """Yield where anchors hit; nothing outside the texts they hit can be found.
+    def suspects(self, data: bytes, ends: Sequence[int]) -> set[int]:
+        """Tell in which of several texts an anchor hits; in the others nothing can be found.
 
         Args:
-            data: UTF-8 bytes of texts in their searchable form, joined with `SEPARATOR`.
+            data: UTF-8 bytes of the texts in their searchable form, joined with `SEPARATOR`.
+            ends: For each text the place behind its separator: the running sum of lengths + 1.
+
+        Returns:
+            Places of texts, counted from 0.
         """
+        found: set[int] = set()
         for gate in self._gates:
             position = 0
             while position >= 0:
                 start, end = gate.spans(data, position)[0]
                 if start < 0:
                     break
-                yield start, end
+                # An anchor may begin or end with the separator: then it is about both neighbours.
+                last = min(bisect_right(ends, max(start, end - 1)), len(ends) - 1)
+                found.update(range(bisect_right(ends, start), last + 1))
                 # Behind the end of the text: its other anchors would tell nothing new.
                 position = data.find(_SEPARATOR_BYTE, end)
+        return found
 
-    def _gate_all(self, data: bytes) -> bool:
-        return sum(1 for _ in self.anchors(data)) > 0
+    def _hit_all(self, data: bytes) -> bool:
+        return bool(self.suspects(data, [len(data) + 1]))
 
     def candidates(self, data: bytes) -> Iterator[_Row]:
         """Yield the rows whose anchor hits, in the order of the table."""

@@ -9,7 +9,6 @@ treatment is compiled from ``schemas/*.avsc`` (`telemetry.schema`); this module 
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -541,12 +540,9 @@ def _suspects(texts: list[str], detectors: Detectors, known: KnownValues | None)
         searched = texts
     data = joined.encode()
     found: set[int] = set()
-    if any(True for _ in detectors.anchors(data)):
+    if detectors.gate_bytes(data):
         ends = list(accumulate(len(text.encode()) + 1 for text in searched))
-        for start, end in detectors.anchors(data):
-            # An anchor may begin with the separator: then what it found is behind it.
-            first = bisect_right(ends, start)
-            found.update(range(first, bisect_right(ends, max(start, end - 1)) + 1))
+        found = detectors.suspects(data, ends)
     if known is not None and known.found_in(joined):
         found.update(n for n, text in enumerate(texts) if known.found_in(text))
     return found

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator
 from itertools import accumulate, groupby
@@ -152,15 +151,8 @@ class Filter:
         if self._key_lines or not block.isascii() or _SEPARATOR in block or b"PRIVATE KEY" in block:
             yield from range(len(lines))
             return
-        data = _SEPARATOR.join(lines)
         ends = list(accumulate(len(line) + 1 for line in lines))
-        done = -1
-        for start, end in self._detectors.anchors(data):
-            # As in `scrubbers.engine`: an anchor may begin or end with the separator.
-            first = bisect_right(ends, start)
-            last = min(bisect_right(ends, max(start, end - 1)), len(lines) - 1)
-            yield from range(max(first, done + 1), last + 1)
-            done = max(done, last)
+        yield from sorted(self._detectors.suspects(_SEPARATOR.join(lines), ends))
 
     def _line(self, line: bytes) -> bytes:
         ending = b"\r" if line.endswith(b"\r") else b""

@@ -271,7 +271,7 @@ def test_two_hundred_detectors_search_clean_text_at_200_mb_s() -> None:
     least = float("inf")
     for _ in range(9):  # other work on the machine is not what is measured
         began = time.thread_time()
-        list(many.anchors(data))
+        many.suspects(data, [len(data) + 1])
         least = min(least, time.thread_time() - began)
     assert len(many.rows) == 200
     assert len(data) / least > 200e6
