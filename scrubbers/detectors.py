@@ -161,13 +161,18 @@ class _Row:
 
 
 class Detectors:
-    """A checked, compiled table. Immutable; shared between threads without harm."""
+    """A checked, compiled table. Immutable; shared between threads without harm.
 
-    __slots__ = ("_gates", "_groups", "_placeholder", "rows")
+    Attributes:
+        numbered: Kinds whose placeholders carry a number.
+    """
+
+    __slots__ = ("_gates", "_groups", "_placeholder", "numbered", "rows")
 
     def __init__(self, rows: Sequence[_Row]) -> None:
         """Take rows that `compile` has checked."""
         self.rows = tuple(rows)
+        self.numbered = frozenset(row.detector.kind for row in rows if row.detector.numbered)
         kinds = sorted({*_FIXED_KINDS, *(row.detector.kind for row in rows)})
         self._placeholder = re.compile(rf"<(?:{'|'.join(kinds)})(?::[1-9][0-9]{{0,2}})?>".encode())
         # Detectors with the same anchor share one copy of it. Words and shapes have an automaton

@@ -25,7 +25,18 @@ from scrubbers.time import coarsen_time
 from scrubbers.url import reduce_url
 from scrubbers.user_agent import reduce_user_agent
 
-__all__ = ["FORMATS", "KEY", "Ledger", "Outcome", "Rules", "Slot", "Treatments", "rescrub", "scrub"]
+__all__ = [
+    "FORMATS",
+    "KEY",
+    "RULES",
+    "Ledger",
+    "Outcome",
+    "Rules",
+    "Slot",
+    "Treatments",
+    "rescrub",
+    "scrub",
+]
 
 KEY: Final = object()
 """In a `Slot`: the text is a key of an open map, not a value."""
@@ -34,6 +45,22 @@ Path = tuple[str | int, ...]
 Slot = tuple[Any, Any, str, Path, Path, bool]
 """Owner (object, list or dict), attribute or index, text, path of the record, rest of the path, and
 whether it is text of the program (see `Ledger.statics`)."""
+
+
+RULES: Final = frozenset(
+    (
+        "identifier",
+        "known_value",
+        "reduce_url",
+        "reduce_user_agent",
+        "shape",
+        "strip",
+        "truncate_ip",
+        "type",
+        "unsettled",
+    )
+)
+"""Rules of remarks beside the ids of detectors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +77,7 @@ class Treatments:
 
     detectors: Detectors
     address_profile: AddressProfile
-    grain_s: int
+    grain_s: float
     user_agents: bool = True
 
 
@@ -154,13 +181,18 @@ class _Memo(dict[str, str]):
 
 _MEMO: Final = 1024
 
+MEMOS: Final[Mapping[str, _Memo]] = {
+    "name": _Memo(_matching(_NAME)),
+    "method": _Memo(_matching(_METHOD)),
+    "level": _Memo(_level),
+    "release": _Memo(_matching(_RELEASE)),
+}
+"""Formats of fields that have few words; generated code looks there first."""
+
 FORMATS: Final[Mapping[str, Callable[[str], str | None]]] = {
+    **{name: memo.read for name, memo in MEMOS.items()},
     # Ids differ from event to event: remembering them would only fill the memory.
     "hex": _matching(_HEX),
-    "name": _Memo(_matching(_NAME)).read,
-    "method": _Memo(_matching(_METHOD)).read,
-    "level": _Memo(_level).read,
-    "release": _Memo(_matching(_RELEASE)).read,
     # The caller has compared the text with a list already: names of declared analytics events.
     "declared": lambda text: text,
 }
@@ -464,8 +496,15 @@ def _redact(contract: Any, rules: Rules, ledger: Ledger) -> None:
             here += 1
             if here not in texts:
                 continue
+        if type(owner) is dict and key is not KEY and key not in owner:
+            continue  # it went with its name
+        # Text of the program is numbered by itself: if numbers went on from the message, a source
+        # line would read differently for each person, and Sentry groups by source lines.
         redacted, remarks = redact_text(
-            text, detectors, known=None if static else known, numbering=numbering
+            text,
+            detectors,
+            known=None if static else known,
+            numbering=None if static else numbering,
         )
         if not remarks:
             continue

@@ -190,12 +190,18 @@ def _cores(kind: str, value: str) -> Iterator[bytes]:
     """
     # Bytes fold ASCII only: folding text can make a letter of what was none.
     raw = value.encode().lower()
+    if raw.isalnum():  # most ids are one run
+        yield raw
+        return
     # Of an address the part before the @: `example` and `com` stand in many texts.
-    if runs := re.findall(rb"[a-z0-9]+", raw.partition(b"@")[0]) or re.findall(rb"[a-z0-9]+", raw):
+    if runs := _RUNS.findall(raw.partition(b"@")[0]) or _RUNS.findall(raw):
         yield max(runs, key=len)
         return
     for spelling in _spellings(kind, value):
         yield from _encodings(spelling)
+
+
+_RUNS = re.compile(rb"[a-z0-9]+")
 
 
 def _spellings(kind: str, value: str) -> Iterator[str]:

@@ -6,7 +6,7 @@ but placeholders*. What cannot be brought to that state becomes ``<redacted>`` a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 
 from scrubbers import shipped
@@ -53,11 +53,52 @@ class Numbering:
             self._seen[key] = number
         return self._seen[key]
 
+    def given(self) -> Mapping[str, int]:
+        """Return the highest number of each kind, to go back to with `order`."""
+        return dict(self._next)
+
+    def order(self, since: Mapping[str, int], stand: Iterable[bytes]) -> dict[bytes, bytes]:
+        """Give the numbers that were given since then anew, in the order of a text.
+
+        Numbers are given as values are found: one finder after the other, and never taken back
+        when a longer value swallows a shorter one. A message would read differently for each
+        person; so what it says in the end is counted from left to right.
+
+        Args:
+            since: What `given` returned before the text.
+            stand: The placeholders that stand in the text now, from left to right.
+
+        Returns:
+            Placeholder now → placeholder to be, for those that change.
+        """
+        anew: dict[tuple[str, int], int] = {}
+        changed: dict[bytes, bytes] = {}
+        self._next = dict(since)
+        for placeholder in stand:
+            kind, number = _read(placeholder)
+            if number <= since.get(kind, 0) or (kind, number) in anew:
+                continue
+            self._next[kind] = anew[kind, number] = self._next.get(kind, 0) + 1
+            if anew[kind, number] != number:
+                changed[placeholder] = f"<{kind}:{anew[kind, number]}>".encode()
+        self._seen = {
+            (kind, value): anew.get((kind, number), number)
+            for (kind, value), number in self._seen.items()
+            if number <= since.get(kind, 0) or (kind, number) in anew
+        }
+        return changed
+
     def reserve(self, placeholder: bytes) -> None:
         """Keep the number of a placeholder that is already in a text from being given again."""
-        kind, _, number = placeholder.strip(b"<>").decode("ascii").partition(":")
+        kind, number = _read(placeholder)
         if number:
-            self._next[kind] = max(self._next.get(kind, 0), int(number))
+            self._next[kind] = max(self._next.get(kind, 0), number)
+
+
+def _read(placeholder: bytes) -> tuple[str, int]:
+    """Read kind and number of a placeholder; 0 if it has none."""
+    kind, _, number = placeholder.strip(b"<>").decode("ascii").partition(":")
+    return kind, int(number or 0)
 
 
 @cache
@@ -111,6 +152,7 @@ def redact_text(
         settled = draft.settle(known)
     except OverflowError:
         settled = False
+    draft.count(settled=settled)
     if not settled:
         return (
             (text, ())
@@ -136,7 +178,7 @@ def _encodable(text: str) -> str:
 class _Draft:
     """A text while it is rewritten: its bytes, and where placeholders were put into them."""
 
-    __slots__ = ("_cut", "_detectors", "_numbering", "data", "marks")
+    __slots__ = ("_cut", "_detectors", "_given", "_numbering", "data", "marks")
 
     def __init__(self, data: bytes, detectors: Detectors, numbering: Numbering) -> None:
         self._detectors, self._numbering = detectors, numbering
@@ -149,6 +191,7 @@ class _Draft:
         if b"<" in data:
             for placeholder in detectors.placeholders(self.data):
                 numbering.reserve(placeholder)
+        self._given = numbering.given()
 
     def settle(self, known: KnownValues | None) -> bool:
         """Rewrite until the finder finds nothing but placeholders. The post-condition.
@@ -172,12 +215,24 @@ class _Draft:
         return self.data == seen and not self.apply()
 
     def apply_known(self, known: KnownValues) -> bool:
-        """Replace known values; tell whether there were any."""
+        """Replace known values; tell whether there were any.
+
+        A value that a detector finds too gets that detector's placeholder: one error must not read
+        differently, and be grouped apart, because the address in it is the requester's own.
+        """
         spans = known.spans(self.data, self._detectors.placeholder_spans(self.data))
-        self._replace(
-            [(start, end, f"<{kind}>".encode()) for start, end, kind in spans], "known_value"
-        )
-        return bool(spans)
+        if not spans:
+            return False
+        found: dict[tuple[int, int], str] = {}
+        for row in self._detectors.candidates(self.data):
+            for span in self._detectors.find(row, self.data):
+                found.setdefault(span, row.detector.kind)
+        placeholders = []
+        for start, end, word in spans:
+            kind = found.get((start, end), word)
+            placeholders.append((start, end, self._placeholder(kind, start, end)))
+        self._replace(placeholders, "known_value")
+        return True
 
     def apply(self) -> bool:
         """Replace what the detectors find, one detector after the other; tell whether any did."""
@@ -187,14 +242,33 @@ class _Draft:
         for row in list(self._detectors.candidates(self.data)):
             detector, spans = row.detector, []
             for start, end in self._detectors.find(row, self.data):
-                number = ""
-                if detector.numbered:
-                    number = f":{self._numbering.number(detector.kind, self.data[start:end])}"
-                spans.append((start, end, f"<{detector.kind}{number}>".encode()))
+                spans.append((start, end, self._placeholder(detector.kind, start, end)))
             if spans:
                 changed = True
                 self._replace(spans, detector.id)
         return changed
+
+    def count(self, *, settled: bool) -> None:
+        """Number what stands in the text from left to right; if nothing of it stays, take back."""
+        stand = [self.data[start:end] for start, end, _ in self.marks] if settled else []
+        changed = self._numbering.order(self._given, (one for one in stand if b":" in one))
+        if not changed:
+            return
+        pieces, marks, last, size = [], [], 0, 0
+        for (start, end, rule), old in zip(self.marks, stand, strict=True):
+            pieces += [self.data[last:start], changed.get(old, old)]
+            size += start - last
+            marks.append((size, size + len(pieces[-1]), rule))
+            size, last = marks[-1][1], end
+        self.data = b"".join([*pieces, self.data[last:]])
+        self.marks = marks
+
+    def _placeholder(self, kind: str, start: int, end: int) -> bytes:
+        """Write the placeholder of what stands between two offsets."""
+        number = ""
+        if kind in self._detectors.numbered:
+            number = f":{self._numbering.number(kind, self.data[start:end])}"
+        return f"<{kind}{number}>".encode()
 
     def trim(self) -> bool:
         """Cut what is too long, before a placeholder rather than through it; tell whether so."""

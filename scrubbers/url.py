@@ -25,6 +25,7 @@ _CONTENT_SCHEMES = frozenset(
     {"data", "javascript", "mailto", "tel", "sms", "sip", "vbscript", "cid", "mid", "xmpp", "urn"}
 )
 _PLACEHOLDER = re.compile(r"<(?:id|ip|user|email|redacted|truncated)>")
+_NUMBERED = re.compile(r"<[a-z_]{1,20}:[0-9]{1,4}>")
 _PARAMETER = re.compile(r"[:*][A-Za-z_]{1,32}|\{[A-Za-z_:]{1,32}\}|\[[.A-Za-z_]{1,32}\]|\*{1,2}")
 _WORD = re.compile(r"(?:[A-Za-z]{1,24}[0-9]{0,2})(?:[-_+][A-Za-z]{1,24}[0-9]{0,2}){0,7}")
 _VERSION = re.compile(r"v?[0-9]{1,2}(?:\.[0-9]{1,3}){1,2}|v[0-9]{1,3}(?:(?:alpha|beta|rc)[0-9]?)?")
@@ -178,7 +179,8 @@ _METHOD_AND_PLACE = re.compile(r"([A-Z]{3,10}) +([/h].*)", re.DOTALL)
 def _reduce_location(url: str) -> str:
     url = url.strip()
     # "generic WSGI request", "app.views.save": no location; the text scan sees it.
-    if _WORDS.fullmatch(url):
+    # What that scan put there is a word too: "call <phone:1>" must not change a second time.
+    if _WORDS.fullmatch(_NUMBERED.sub("x", url)):
         return url
     if match := _METHOD_AND_PLACE.fullmatch(url):
         return f"{match[1]} {_reduce_location(match[2])}"

@@ -94,6 +94,7 @@ class Client:
             destination,
             self._prepare,
             warm=self._warm,
+            away=self._tell_away,
             name=service,
             max_events=max_events,
             max_bytes=max_bytes,
@@ -214,6 +215,8 @@ class Client:
         else:
             data = msgspec.json.decode(outcome.event)
             _restore(entry.kind, data, outcome.identifiers)
+            if outcome.remarks:
+                data["_remarks"] = outcome.remarks
             if not self.handover.destination.private:
                 _drop_user_agent(data)
             event, event_id = b"", outcome.event_id
@@ -225,6 +228,14 @@ class Client:
         # Given here, so that it stays the same however often the event is sent.
         data.setdefault("event_id", uuid4().hex)
         return msgspec.json.encode(data)
+
+    def _tell_away(self) -> None:
+        """Somebody who tries this for the first time must not wonder where the events went."""
+        if self.development:
+            self._say(
+                "away",
+                "The gateway does not take events: they wait in memory. Start one: telemetry run",
+            )
 
     def _warm(self) -> None:
         if self._scrub is None and self._edge is None and not self._refuses:
@@ -258,14 +269,13 @@ class Client:
                 self._unavailable = "unscanned"
                 self._say("unscannable", "re2 cannot be imported: nothing is sent to this gateway.")
             return None
-        from scrubbers.detectors import Detectors  # noqa: PLC0415 - more than may be loaded at import
         from telemetry.edge import Edge  # noqa: PLC0415
         from telemetry.policy import load_policy  # noqa: PLC0415
         from telemetry.rules import Schemas  # noqa: PLC0415
 
         try:
             policy = load_policy(Path(self._policy) if self._policy else None)
-            detectors = Detectors.compile(policy.detector_table)
+            detectors = policy.detectors
             self._edge = Edge(Schemas(policy, detectors, user_agents=False))
         except (ConfigError, ValueError) as error:
             self._unavailable = "policy"
@@ -302,6 +312,10 @@ def _restore(kind: str, data: dict[str, Any], identifiers: list[tuple[str, str |
             data.setdefault("user", {})["id" if sort_ == "account" else sort_] = value
         elif kind == "session":
             data["did"] = value
+        elif kind == "sessions":
+            buckets = data.get("aggregates") or []
+            if len(buckets) == 1:  # of several nobody knows any more whose it was
+                buckets[0]["did"] = value
         elif name:
             data.setdefault("properties", {})[name] = value
         else:

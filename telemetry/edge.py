@@ -12,15 +12,24 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from scrubbers.engine import Outcome, scrub
+import msgspec
+
+from scrubbers.engine import RULES, Outcome, scrub
+from scrubbers.model import Remark
 from telemetry.errors import DecodeError
 from telemetry.rules import CompiledRules, Schemas
+from telemetry.schema import Record
 
-__all__ = ["EVENT_BYTES", "Connection", "Edge", "Item", "uuid7_hex"]
+__all__ = ["EVENT_BYTES", "REMARKS", "Connection", "Edge", "Item", "uuid7_hex"]
 
 EVENT_BYTES: Final = 1024 * 1024
 """Most bytes of one event, decompressed; Sentry's own limit."""
 
+REMARKS: Final = "_remarks"
+"""Key under which an edge tells the next one, beside the event's own fields, what it changed."""
+
+_CARRIED_KEY: Final = b'"_remarks"'
+_CARRIED_REMARKS: Final = 500
 _SAMPLE_EVERY: Final = 1000
 _UNKNOWN_PATHS: Final = 1000
 
@@ -81,7 +90,18 @@ class Edge:
             raise DecodeError("too_large")
         rules = self._schemas.rules_for(item.kind, item.raw)
         self._sample(item, rules)
-        return scrub(item.raw, rules, known=connection.known, client_address=connection.address)
+        outcome = scrub(item.raw, rules, known=connection.known, client_address=connection.address)
+        if _CARRIED_KEY in item.raw and (earlier := _carried(item.raw, rules)):
+            return outcome._replace(remarks=[*earlier, *outcome.remarks])
+        return outcome
+
+    def unknown_paths(self, item: Item) -> list[str]:
+        """List what an item holds and no schema declares.
+
+        Raises:
+            EventError: It cannot be read, or is not declared.
+        """
+        return self._schemas.rules_for(item.kind, item.raw).unknown_paths(item.raw)
 
     def _sample(self, item: Item, rules: CompiledRules) -> None:
         """List what no schema declares: the first event of a kind and one in a thousand.
@@ -96,6 +116,50 @@ class Edge:
             key = (item.kind, path)
             if key in self.unknown or len(self.unknown) < _UNKNOWN_PATHS:
                 self.unknown[key] += 1
+
+
+class _Carried(msgspec.Struct):
+    remarks: list[Remark] = msgspec.field(name=REMARKS, default_factory=list)
+
+
+_read_carried = msgspec.json.Decoder(_Carried).decode
+
+
+def _carried(raw: bytes, rules: CompiledRules) -> list[Remark]:
+    """Read what an edge before this one (the SDK's) says it changed.
+
+    It is a client's word, so nothing of it is shown but what we could have said ourselves: rules
+    that exist, declared names and list indexes.
+    """
+    try:
+        remarks = _read_carried(raw).remarks[:_CARRIED_REMARKS]
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return []
+    known = {row.detector.id for row in rules.treatments.detectors.rows} | RULES
+    return [
+        remark._replace(path=declared)
+        for remark in remarks
+        if remark.rule in known
+        and 0 <= remark.start <= remark.end <= EVENT_BYTES
+        and (declared := _declared(rules.record, remark.path))
+    ]
+
+
+def _declared(record: Record, path: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """Follow a path through declared names; what lies below an open map stands as ``<key>``."""
+    followed: list[str | int] = []
+    current: Record | None = record
+    for part in path:
+        if isinstance(part, int):
+            followed.append(part)
+        elif current is None:
+            followed.append("<key>")
+        elif (entry := next((e for e in current.fields if e.wire == part), None)) is not None:
+            followed.append(part)
+            current = entry.record
+        else:
+            return ()
+    return tuple(followed)
 
 
 def uuid7_hex() -> str:

@@ -9,6 +9,9 @@ its entry point (`telemetry.dialects`) and nothing of what an event holds.
 ``/api/PROJECT/envelope/``             Sentry envelopes
 ``/tunnel``                            the same; their ``dsn`` says whose they are
 ``/api/PROJECT/store/``                one Sentry event; also ``/api/store/``
+``/api/PROJECT/security/``             what browsers report; also ``csp-report/``
+``/api/PROJECT/minidump/``             counted and gone, read without being held; also ``nel/``,
+                                       ``unreal/KEY/``, ``events/ID/attachments/``
 ``/api/track``                         Heap events, one or up to 1000
 ``/api/add_user_properties``           Heap users, one or up to 1000
 ``/api/add_account_properties``        counted and gone: no purpose covers them
@@ -102,6 +105,7 @@ class Limits:
     Attributes:
         head_s: Until a request's head is complete. body_s: Until its body is.
         body_bytes: Most bytes of a body as it comes.
+        forgotten_bytes: Most bytes of a body that is only counted; Sentry's own limit.
         held_bytes: Most bytes of all bodies under way; beyond, requests are answered 503.
         stop_s: How long `Gateway.stop` waits for requests under way.
     """
@@ -109,6 +113,7 @@ class Limits:
     head_s: float = 10.0
     body_s: float = 30.0
     body_bytes: int = BODY_BYTES
+    forgotten_bytes: int = 200 * 1024 * 1024
     held_bytes: int = 256 * 1024 * 1024
     stop_s: float = 10.0
 
@@ -193,6 +198,7 @@ class _Route(NamedTuple):
     dialect: str
     call: str
     project: str = ""
+    key: str = ""
 
 
 _FIXED: Final = {
@@ -206,6 +212,19 @@ _FIXED: Final = {
     ("v1", "events"): _Route("native", "events"),
 }
 _PROJECT: Final = re.compile(r"[0-9A-Za-z_-]{1,64}")
+_SENTRY_CALLS: Final = {
+    "envelope": sentry.parse_envelope,
+    "store": sentry.parse_store,
+    "security": sentry.parse_security,
+    "csp-report": sentry.parse_security,
+}
+_COUNTED: Final = {
+    "attachments": "kind_attachment",
+    "minidump": "kind_minidump",
+    "nel": "kind_nel",
+    "unreal": "kind_unreal_report",
+}
+"""What is counted under a word, answered 200, so that nobody sends it again, and never held."""
 
 
 @lru_cache(maxsize=256)
@@ -215,10 +234,15 @@ def _route(path: str) -> _Route | None:
     if (fixed := _FIXED.get(parts)) is not None:
         return fixed
     match parts:
-        case (*_, "api", project, "envelope" | "store" as call) if _PROJECT.fullmatch(project):
-            return _Route("sentry", call, project)
+        case (*_, "api", project, call) if call in _SENTRY_CALLS or call in _COUNTED:
+            key = ""
+        case (*_, "api", project, "unreal" as call, key):
+            pass
+        case (*_, "api", project, "events", _, "attachments" as call):
+            key = ""
         case _:
             return None
+    return _Route("sentry", call, project, key) if _PROJECT.fullmatch(project) else None
 
 
 _HEAP_CALLS: Final = {
@@ -230,10 +254,12 @@ _HEAP_CALLS: Final = {
 _TYPES: Final = frozenset(
     (
         "",
+        "application/csp-report",
         "application/json",
         "application/jsonl",
         "application/ndjson",
         "application/octet-stream",
+        "application/reports+json",
         "application/x-ndjson",
         "application/x-sentry-envelope",
         "application/x-www-form-urlencoded",
@@ -441,20 +467,54 @@ class Gateway:
         if request.method != "POST":
             raise Refusal("wrong_method")
         asked = self._asked(request, route, query)
+        if route.call in _COUNTED:
+            return await self._count_and_forget(request, asked)
         body = await self._body(request)
         try:
             answer = await self._process(asked, body)
         finally:
             self._held -= len(body)
+        await self._keep(answer.taken)
+        for reason, category, quantity in answer.discarded:
+            self._count("client_discarded", (reason, category), quantity)
+        return web.Response(body=answer.body, headers=_HEADERS)
+
+    async def _keep(self, taken: Taken) -> None:
+        """Return when it is durable."""
         try:
-            await self._store(answer.taken)
+            await self._store(taken)
         except SpoolFull:
             raise Refusal("log_full", retry_after_s=_FULL_RETRY_AFTER_S) from None
         except BrokerError:
             raise Refusal("log_unavailable", retry_after_s=_RETRY_AFTER_S) from None
-        for reason, category, quantity in answer.discarded:
-            self._count("client_discarded", (reason, category), quantity)
-        return web.Response(body=answer.body, headers=_HEADERS)
+
+    async def _count_and_forget(self, request: web.BaseRequest, asked: _Asked) -> web.Response:
+        """Read a body piece by piece and let go of each: a crash dump is never held.
+
+        Raises:
+            Refusal: ``too_large``, ``too_slow``, ``empty_body``.
+        """
+        sender = asked.sender or self._projects.find("", asked.route.project)
+        self._continue(request)
+        total = 0
+        try:
+            async with asyncio.timeout(self._limits.body_s):
+                while piece := await request.content.readany():
+                    total += len(piece)
+                    if total > self._limits.forgotten_bytes:
+                        raise Refusal("too_large")
+        except TimeoutError:
+            raise Refusal("too_slow") from None
+        if not total:
+            raise Refusal("empty_body")
+        item = Item("dropped", refused=_COUNTED[asked.route.call])
+        await self._keep(self._take([item], sender, asked))
+        return web.Response(body=b"{}", headers=_HEADERS)
+
+    @staticmethod
+    def _continue(request: web.BaseRequest) -> None:
+        if request.headers.get("Expect", "").lower() == "100-continue" and request.transport:
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _asked(self, request: web.BaseRequest, route: _Route, query: str) -> _Asked:
         """Read the headers; refuse what can be refused before a byte of the body is read."""
@@ -466,10 +526,12 @@ class Gateway:
         sender: _Sender | None = None
         authorization = headers.get("Authorization", "")
         if route.dialect == "sentry":
-            found = sentry.credentials(headers.get("X-Sentry-Auth", ""), authorization, query)
+            found = sentry.credentials(
+                headers.get("X-Sentry-Auth", ""), authorization, query, route.key
+            )
             if found is not None:
                 sender = self._projects.find(found.key, route.project)
-            elif route.call == "store":
+            elif route.call != "envelope":
                 sender = self._projects.find("", route.project)
         elif route.dialect == "native":
             sender = self._projects.find(_bearer(authorization))
@@ -524,8 +586,7 @@ class Gateway:
             # The common case: head and body came together.
             body = content.read_nowait(-1)
         else:
-            if request.headers.get("Expect", "").lower() == "100-continue" and request.transport:
-                request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._continue(request)
             body = await self._slow_body(content, most)
         if not body:
             raise Refusal("empty_body")
@@ -577,8 +638,7 @@ class Gateway:
         return _Answer(taken, _native_answer(taken))
 
     def _sentry(self, asked: _Asked, body: bytes) -> _Answer:
-        parse = sentry.parse_store if asked.route.call == "store" else sentry.parse_envelope
-        envelope = parse(body)
+        envelope = _SENTRY_CALLS[asked.route.call](body, self._kinds)
         sender = asked.sender
         if envelope.dsn:
             own = sentry.dsn_credentials(envelope.dsn)
@@ -630,10 +690,13 @@ def _bearer(authorization: str) -> str:
     return rest
 
 
+_ANSWERED: Final = frozenset(("error_event", "transaction", "feedback"))
+
+
 def _sentry_answer(envelope: sentry.Envelope, taken: Taken) -> bytes:
     """Give the id under which the event is found, as Sentry does."""
     event_id = envelope.event_id or next(
-        (p.event_id for p in (*taken.parcels, *taken.dead) if p.kind == "error_event"), ""
+        (p.event_id for p in (*taken.parcels, *taken.dead) if p.kind in _ANSWERED), ""
     )
     return b'{"id":"%s"}' % event_id.encode() if event_id else b"{}"
 

@@ -8,12 +8,13 @@ outside a capsule.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
+import structlog
 
 from scrubbers.engine import Outcome
 from scrubbers.model import Remark
@@ -21,22 +22,39 @@ from scrubbers.time import coarsen_time
 from telemetry.brokers import Entry
 from telemetry.edge import Connection, Edge, Item, uuid7_hex
 from telemetry.errors import EventError, IdentifierError
-from telemetry.identity import (
-    DeadLetterSealer,
-    Identifier,
-    Sealer,
-    canonicalize,
-    epoch_ms,
-)
+from telemetry.identity import Identifier, canonicalize, epoch_ms
 from telemetry.parcel import Parcel
 from telemetry.policy import Policy
 from telemetry.retention import retain_until
 
-__all__ = ["Intake", "Taken"]
+__all__ = ["Intake", "SealsIdentifiers", "SealsOriginals", "Taken"]
 
+_log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.intake")
 _FUTURE_SKEW: Final = timedelta(minutes=5)
 _NOBODY: Final = Connection()
 _SEALED, _IN = Entry("edge", "sealed"), Entry("edge", "items_in")
+
+
+class SealsIdentifiers(Protocol):
+    """What the edge asks of a sealer: `telemetry.identity.Sealer`, or an explanation's own."""
+
+    def seal(
+        self,
+        identifiers: Sequence[Identifier],
+        *,
+        event_id: str,
+        schema: str,
+        occurred_ms: int,
+        tenant: str,
+    ) -> bytes:
+        """Give the capsule of one event's identifiers."""
+
+
+class SealsOriginals(Protocol):
+    """As above, for the originals of dead letters."""
+
+    def seal(self, original: bytes, *, event_id: str) -> bytes:
+        """Give the original of one event, sealed."""
 
 
 @dataclass(slots=True)
@@ -72,8 +90,8 @@ class Intake:
         self,
         policy: Policy,
         edge: Edge,
-        sealer: Sealer,
-        dead_sealer: DeadLetterSealer,
+        sealer: SealsIdentifiers,
+        dead_sealer: SealsOriginals,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._policy, self._edge, self._now = policy, edge, now
@@ -165,6 +183,13 @@ class Intake:
             try:
                 canonical = canonicalize(pseudonym.profile, value)
             except IdentifierError:
+                if not self.invalid_identifiers[sort]:
+                    _log.warning(
+                        "identifier_rejected",
+                        sort=sort,
+                        profile=pseudonym.profile,
+                        remedy="See pseudonyms.toml: an id that does not fit its profile is dropped.",
+                    )
                 self.invalid_identifiers[sort] += 1
                 remarks = [*remarks, Remark((sort,), "identifier", "invalid")]
                 continue

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 import structlog
 
-__all__ = ["configure"]
+__all__ = ["configure", "place"]
 
 _OURS: Final = "telemetry"
 
@@ -29,19 +29,22 @@ class _ForeignFilter(logging.Filter):
         return record.levelno >= logging.WARNING
 
 
+def place(error: BaseException) -> dict[str, str]:
+    """Say what an error is and where it rose; its text and locals may quote a value."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    at = "" if trace is None else f"{trace.tb_frame.f_code.co_name}:{trace.tb_lineno}"
+    return {"error": type(error).__name__, "at": at}
+
+
 def _name_error(
     _logger: Any, _method: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
-    """Show an exception by its type and place; its text and locals may quote a value."""
+    """Show an exception that a line carries by its type and place."""
     error = event.pop("exc_info", None)
     if isinstance(error, BaseException):
-        event["error"] = type(error).__name__
-        trace = error.__traceback__
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        if trace is not None:
-            code = trace.tb_frame.f_code
-            event["at"] = f"{code.co_name}:{trace.tb_lineno}"
+        event.update(place(error))
     return event
 
 

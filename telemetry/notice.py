@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from telemetry.errors import ConfigError
-from telemetry.policy import Policy, Property, load_policy, schemas_dir
+from telemetry.policy import Policy, Property, Recipient, load_policy, schemas_dir
 from telemetry.schema import Field, Record, load_records
 
 __all__ = ["data_dictionary", "main"]
@@ -133,7 +133,7 @@ def _recipients(policy: Policy) -> str:
                 f"{recipient.entity}, {recipient.address}",
                 receives,
                 f"{recipient.place}; {tool.tool}, checked {tool.checked}",
-                _code(recipient.retention),
+                _kept(recipient),
                 erasure,
                 "for good" if recipient.epoch == "rel" else "for a quarter",
                 _codes(recipient.hosts),
@@ -155,6 +155,11 @@ def _recipients(policy: Policy) -> str:
         "## Recipients\n\nNobody else is reachable: a sink exists because it is named here.\n\n"
         + _table(header, rows)
     )
+
+
+def _kept(recipient: Recipient) -> str:
+    others = [f"`{kind}`: {_code(period)}" for kind, period in recipient.kept.items()]
+    return "; ".join([_code(recipient.retention), *others])
 
 
 def _identifiers(policy: Policy) -> str:
@@ -218,7 +223,7 @@ def _treated(entry: Field, kind: str, policy: Policy) -> str:
             return "removed"
         return f"cut to /{profile.v4_bits} (IPv4) or /{profile.v6_bits} (IPv6)"
     if entry.treatment == "coarsen_time":
-        return f"rounded down to {policy.time_grain_s(kind)} s"
+        return f"rounded down to {policy.time_grain_s(kind):g} s"
     if entry.treatment == "strip" and entry.known:
         return f"removed, also wherever its value stands in other text (`{entry.known}`)"
     if entry.treatment == "reduce_url" and entry.keep_path:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 import structlog
@@ -22,14 +22,14 @@ from scrubbers.engine import rescrub, scrub
 from scrubbers.model import Remark, Scrubbed
 from telemetry.brokers import DEAD, HELD, SEALED, Broker, Entry, Polled, clean
 from telemetry.errors import EventError, KeyringError, TransportError
-from telemetry.identity import Domain, Identity, Resolved, Sealed
+from telemetry.identity import Domain, Identity, Sealed, SuppressionState
 from telemetry.parcel import Parcel
-from telemetry.policy import Policy, PolicyRegister
+from telemetry.policy import Policy
 from telemetry.retention import retain_until, retention_date
 from telemetry.rules import Schemas
 from telemetry.sinks import Shaping, Sink, Tags
 
-__all__ = ["Deliver", "Drop", "Hold", "Park", "Pseudonymizer", "Terms", "decide"]
+__all__ = ["Deliver", "Drop", "Hold", "Named", "Park", "Pseudonymizer", "Terms", "decide"]
 
 GROUP: Final = "pseudonymizer"
 _POLL_EVENTS: Final = 256
@@ -38,6 +38,26 @@ _HOLD_S: Final = 1.0
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.pipeline")
 _read_remarks = msgspec.json.Decoder(list[Remark]).decode
+
+
+class Named(Protocol):
+    """Whom an event names: `telemetry.identity.Resolved`, or an explanation's symbols."""
+
+    def state(self, purpose: str) -> SuppressionState:
+        """Tell whether it may be processed for a purpose."""
+
+    def tokens(self, domain: Domain, at: datetime) -> dict[str, str]:
+        """Give one recipient's tokens by kind."""
+
+    def delivery_id(self, domain: Domain) -> str:
+        """Give one recipient's id of the event."""
+
+
+class Accepts(Protocol):
+    """Which policies' parcels go on: `telemetry.policy.PolicyRegister`."""
+
+    def accepts(self, digest: str) -> bool:
+        """Tell whether parcels that were scrubbed under it may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +100,7 @@ class Terms:
 
     policy: Policy
     schemas: Schemas
-    register: PolicyRegister
+    register: Accepts
     sinks: Mapping[str, Sink]
 
 
@@ -95,9 +115,7 @@ _STATES: Final[Mapping[str, Drop | Hold]] = {
 """What a subject's state means for an event; ACTIVE and GRANTED let it go on."""
 
 
-def decide(
-    parcel: Parcel, identities: Resolved | EventError, terms: Terms, now: datetime
-) -> Decision:
+def decide(parcel: Parcel, identities: Named | EventError, terms: Terms, now: datetime) -> Decision:
     """Decide what becomes of one parcel. No I/O.
 
     Args:
@@ -163,7 +181,7 @@ def _renewed(parcel: Parcel, policy: Policy) -> Parcel:
     )
 
 
-def _of_subject(parcel: Parcel, identities: Resolved, policy: Policy) -> Drop | Hold | None:
+def _of_subject(parcel: Parcel, identities: Named, policy: Policy) -> Drop | Hold | None:
     """Say what the states of whom it names mean for it."""
     state = identities.state(parcel.purpose)
     if policy.purposes[parcel.purpose].consent and state == "ACTIVE":
@@ -183,7 +201,7 @@ def _for_recipient(
     parcel: Parcel,
     event: Scrubbed,
     remarks: Sequence[Remark],
-    identities: Resolved,
+    identities: Named,
     terms: Terms,
 ) -> Deliver | Drop:
     recipient = terms.policy.recipients[name]

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 import msgspec
 
 from scrubbers.address import AddressProfile
+from scrubbers.detectors import Detectors
 from scrubbers.model import RuleError
 from scrubbers.shipped import extended
 from telemetry.errors import ConfigError, PolicyError
@@ -94,7 +95,8 @@ class Recipient(_Table, frozen=True):
         domain: ``purpose@recipient``: what its keys and tokens are bound to.
         epoch: Life of its tokens: ``rel`` or ``quarter``.
         event_ids: Whether it sees the event's own id or a derived one.
-        retention: What it really keeps.
+        retention: How long it really keeps.
+        kept: The same for kinds that it keeps otherwise; ``unknown`` if it does not say.
         erasure: ``api``, or ``compensated`` with the control that takes its place.
         hosts: The only hosts that may be contacted for it.
         rates: Its documented limits.
@@ -116,6 +118,7 @@ class Recipient(_Table, frozen=True):
     sink: str = ""
     refused: str = ""
     compensation: str = ""
+    kept: dict[str, str] = {}
     rates: list[RateLimit] = []
 
 
@@ -142,7 +145,7 @@ class _TruncateIp(_Table, frozen=True):
 
 class _Treatments(_Table, frozen=True):
     truncate_ip: _TruncateIp
-    coarsen_time: dict[str, Annotated[int, msgspec.Meta(ge=1, le=86400)]]
+    coarsen_time: dict[str, Annotated[float, msgspec.Meta(ge=0.001, le=86400)]]
 
 
 class _AddressProfile(_Table, frozen=True):
@@ -303,6 +306,7 @@ class Policy:
                 f"Use one of: {', '.join(sorted(addresses))}.",
             )
         chosen = addresses[profile]
+        self.address_source = chosen.source
         self.address_profile = AddressProfile(
             name=profile, v4_bits=chosen.v4_bits, v6_bits=chosen.v6_bits, drop=chosen.drop
         )
@@ -315,12 +319,15 @@ class Policy:
         line = _key_line(path.read_text("utf-8"), key.split("."))
         raise PolicyError(f"{key} {message}", path=path, line=line, remedy=remedy)
 
-    def _period(self, file: str, key: str, text: str, longest: Period) -> Period:
+    def _any_period(self, file: str, key: str, text: str) -> Period:
         try:
-            period = Period.parse(text)
+            return Period.parse(text)
         except ValueError as error:
             self._refuse(file, key, f"is no period: {error}.", "Write for example P12M.")
             raise AssertionError from None
+
+    def _period(self, file: str, key: str, text: str, longest: Period) -> Period:
+        period = self._any_period(file, key, text)
         if period.may_exceed(longest):
             self._refuse(
                 file,
@@ -363,6 +370,7 @@ class Policy:
                     )
                 promised = self.retention[self.purposes[purpose].retention]
                 self._period("recipients.toml", f"{name}.retention", recipient.retention, promised)
+            self._check_kept(name, recipient)
             if bool(recipient.sink) == bool(recipient.refused):
                 self._refuse(
                     "recipients.toml",
@@ -376,6 +384,39 @@ class Policy:
                     f"{name}.compensation",
                     "is missing: this recipient cannot erase one person's data.",
                     "Say what is done instead (Art. 17, 19 GDPR).",
+                )
+
+    def _check_kept(self, name: str, recipient: Recipient) -> None:
+        """Refuse a kind that is on and kept longer than its purpose promises."""
+        known = {path.stem for path in schemas_dir().glob("*.avsc")} - {"batch"}
+        for kind, kept in recipient.kept.items():
+            key = f"{name}.kept.{kind}"
+            if kind not in known:
+                self._refuse(
+                    "recipients.toml",
+                    key,
+                    "is no kind of event.",
+                    f"Use one of: {', '.join(sorted(known))}.",
+                )
+            # What is off must be a period too: it is read by whoever thinks of switching it on.
+            period = None if kept == "unknown" else self._any_period("recipients.toml", key, kept)
+            purpose = self.purpose_of_kind.get(kind, "")
+            if not recipient.sink or purpose not in recipient.purposes:
+                continue
+            remedy = f"Take {kind!r} out of the kinds of {purpose!r} in purposes.toml"
+            if period is None:
+                self._refuse(
+                    "recipients.toml",
+                    key,
+                    "is unknown, so nothing can be promised about it.",
+                    f"{remedy}, or ask the recipient and write how long it keeps them.",
+                )
+            elif period.may_exceed(self.retention[self.purposes[purpose].retention]):
+                self._refuse(
+                    "recipients.toml",
+                    key,
+                    f"is {kept}, longer than {purpose!r} promises.",
+                    f"{remedy}, or agree a shorter period with the recipient and write it here.",
                 )
 
     def _check_properties(self) -> None:
@@ -405,6 +446,22 @@ class Policy:
                 )
 
     @cached_property
+    def detectors(self) -> Detectors:
+        """The detector table, checked and compiled.
+
+        Raises:
+            PolicyError: A row cannot be used; with its line.
+        """
+        path = self.folder / "detectors.toml"
+        try:
+            return Detectors.compile(self.detector_table)
+        except RuleError as error:
+            named = re.search(r"detector (\w+)", str(error))
+            keys = ["detector", named[1]] if named else []
+            line = _key_line(path.read_text("utf-8"), keys) if keys else None
+            raise PolicyError(str(error), path=path, line=line) from None
+
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over everything that decides what leaves: policy files and schemas, in hex."""
         total = hashlib.sha256()
@@ -424,7 +481,7 @@ class Policy:
             if recipient.sink and purpose in recipient.purposes
         ]
 
-    def time_grain_s(self, kind: str) -> int:
+    def time_grain_s(self, kind: str) -> float:
         """Seconds to which times of events of this kind are rounded down."""
         grains = self.treatments.coarsen_time
         return grains.get(kind, grains.get("default", 1))

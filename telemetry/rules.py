@@ -5,10 +5,8 @@ may be missing or null, numbers may come as text where ``accept`` says so, and w
 only noticed (`msgspec.Raw`), never decoded. The *contract* type is what may leave: no stripped
 field exists in it. Only contracts have an encoder. What neither declares never becomes an object.
 
-From the same annotations three functions are generated as plain Python source, the way
-``dataclasses`` generates ``__init__`` (docs/decisions/0002-generated-treatments.md): `rewrite`
-(input → contract), `recheck` (contract → contract, in place) and `slots` (where its free text
-stands). `CompiledRules.source` shows it.
+From the same annotations `telemetry.codegen` makes the code that leads from one to the other;
+`CompiledRules.source` shows it.
 """
 
 from __future__ import annotations
@@ -21,7 +19,8 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from scrubbers.detectors import Detectors
-from scrubbers.engine import FORMATS, KEY, Ledger, Path, Slot, Treatments
+from scrubbers.engine import FORMATS, KEY, MEMOS, Ledger, Path, Slot, Treatments
+from telemetry.codegen import leaves, source_of
 from telemetry.errors import DecodeError, SchemaError
 from telemetry.policy import Policy, Property
 from telemetry.schema import LONGEST_INT, Field, Record, load_records
@@ -29,6 +28,8 @@ from telemetry.tolerant import prune, strict_json, unknown_paths
 
 __all__ = ["CompiledRules", "Schemas"]
 
+_BESIDE: Final = frozenset(("kind", "_remarks"))
+"""Keys that stand beside an event's own fields: our wire format's."""
 _RAW: Final = msgspec.Raw()
 _Int = Annotated[int, msgspec.Meta(ge=-LONGEST_INT, le=LONGEST_INT)]
 _Scalar = str | int | float | bool | None
@@ -88,10 +89,6 @@ def _contract_type(entry: Field, types: Mapping[str, type]) -> Any:
     return list[nested] | None if entry.shape == "records" else nested | None
 
 
-def _leaves(entry: Field) -> bool:
-    return entry.shape != "null"
-
-
 def _walk(record: Record) -> Iterator[Record]:
     """All records below one, each once, nested ones first."""
     seen: set[str] = set()
@@ -105,216 +102,6 @@ def _walk(record: Record) -> Iterator[Record]:
             yield current
 
     return visit(record)
-
-
-class _Source:
-    """Lines of generated Python, indented."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def __call__(self, depth: int, line: str) -> None:
-        self.lines.append("    " * depth + line)
-
-
-def _emit_rewrite(record: Record, out: _Source) -> None:
-    """Input → contract: one statement or two for each declared field."""
-    out(0, f"def rewrite_{record.name}(i, p, c):")
-    arguments = []
-    for entry in record.fields:
-        name, wire = entry.name, entry.wire
-        call = f"p, {wire!r}"
-        if entry.treatment == "strip" and entry.known:
-            out(1, f"if i.{name} is not None: c.know({entry.known!r}, i.{name}, {call})")
-            continue
-        if entry.treatment == "strip":
-            out(1, f"if i.{name} is not RAW and present(i.{name}): c.strip({call})")
-            continue
-        if entry.treatment == "pseudonymize":
-            out(1, f"if i.{name} is not None: c.identify({entry.kind!r}, i.{name}, {call})")
-            continue
-        arguments.append(f"v_{name}")
-        out(1, f"v_{name} = i.{name}")
-        if entry.role == "event_id":
-            _emit_event_id(f"v_{name}", call, out)
-        elif entry.role == "event_time":
-            out(1, f"if v_{name} is not None:")
-            out(2, f"c.event_time = c.moment(v_{name})")
-            out(2, f"v_{name} = c.time(v_{name}, {call})")
-        elif entry.shape == "record":
-            _emit_record(entry, out)
-        elif entry.shape == "records":
-            assert entry.record is not None  # noqa: S101 - shape says so
-            out(
-                1,
-                f"if v_{name} is not None: v_{name} = "
-                f"[rewrite_{entry.record.name}(e, (*p, {wire!r}, n), c) for n, e in enumerate(v_{name})]",
-            )
-        else:
-            _emit_leaf(entry, out)
-    out(1, f"return Out_{record.name}({', '.join(arguments)})")
-
-
-def _emit_event_id(value: str, call: str, out: _Source) -> None:
-    out(1, f"if {value} is not None:")
-    out(2, f"c.event_id = event_id({value}, {call}, c)")
-    out(2, f"{value} = c.event_id or None")
-
-
-def _emit_record(entry: Field, out: _Source) -> None:
-    assert entry.record is not None  # noqa: S101 - shape says so
-    name = entry.name
-    if "list" in entry.accept:
-        out(1, f"if type(v_{name}) is list: v_{name} = In_{entry.record.name}(v_{name})")
-    out(
-        1,
-        f"if v_{name} is not None: v_{name} = rewrite_{entry.record.name}(v_{name}, (*p, {entry.wire!r}), c)",
-    )
-
-
-def _texts(entry: Field) -> str:
-    """Name the list that a text is scanned with."""
-    program = entry.static or entry.keep_path or entry.treatment == "shape"
-    return "c.statics" if program else "c.texts"
-
-
-def _emit_leaf(entry: Field, out: _Source) -> None:
-    name, call = entry.name, f"p, {entry.wire!r}"
-    loose = bool(entry.accept & {"text", "scalar"})
-    value = f"v_{name}"
-    if entry.treatment == "redact_text" and entry.shape == "string":
-        if loose:
-            out(
-                1,
-                f"if {value} is not None and type({value}) is not str: {value} = text_of({value})",
-            )
-        safe = f" and not {entry.form}({value})" if entry.form else ""
-        out(1, f"if {value}{safe}: {_texts(entry)}.append({value})")
-    elif entry.treatment == "redact_text" and entry.shape == "list":
-        out(1, f"if {value}: {_texts(entry)}.extend({value})")
-    elif entry.treatment == "redact_text":
-        out(1, f"if {value} is not None: {value} = c.texts_of({value})")
-    elif entry.treatment == "shape":
-        out(1, f"if {value} is not None: {value} = c.shape({value}, {call})")
-    elif entry.treatment == "reduce_url":
-        how = "file" if entry.keep_path else "url"
-        out(1, f"if {value}: {value} = c.{how}({value}, {call})")
-    elif entry.treatment == "reduce_user_agent":
-        out(1, f"if {value}: {value} = c.user_agent({value}, {call})")
-    elif entry.treatment == "truncate_ip":
-        out(1, f"if {value}: {value} = c.address({value}, {call})")
-    elif entry.treatment == "coarsen_time":
-        out(1, f"if {value} is not None: {value} = c.time({value}, {call})")
-    elif entry.values:
-        out(
-            1,
-            f"if {value} is not None: {value} = c.member(VALUES[{entry.name!r}], {value}, {call})",
-        )
-    elif entry.shape == "string":
-        out(1, f"if {value} is not None: {value} = c.formatted({entry.form!r}, {value}, {call})")
-    elif loose and entry.shape == "long":
-        low, high = entry.minimum, entry.maximum
-        fits = f"type({value}) is int and {low} <= {value} <= {high}"
-        out(1, f"if {value} is not None and not ({fits}):")
-        out(2, f"{value} = c.integer({value}, {low}, {high}, {call})")
-    elif loose and entry.shape == "boolean":
-        out(
-            1,
-            f"if {value} is not None and type({value}) is not bool: {value} = c.boolean({value}, {call})",
-        )
-
-
-def _emit_recheck(record: Record, out: _Source) -> None:
-    """Contract → contract: what a later hop does again, in place."""
-    out(0, f"def recheck_{record.name}(o, p, c):")
-    out(1, "pass")
-    for entry in filter(_leaves, record.fields):
-        name, call = entry.name, f"p, {entry.wire!r}"
-        value = f"o.{name}"
-        if entry.role == "event_id":
-            _emit_event_id(value, call, out)
-        elif entry.role == "event_time":
-            out(1, f"if {value} is not None:")
-            out(2, f"c.event_time = c.moment({value})")
-            out(2, f"{value} = c.time({value}, {call})")
-        elif entry.shape == "record":
-            assert entry.record is not None  # noqa: S101 - shape says so
-            out(
-                1,
-                f"if {value} is not None: recheck_{entry.record.name}({value}, (*p, {entry.wire!r}), c)",
-            )
-        elif entry.shape == "records":
-            assert entry.record is not None  # noqa: S101 - shape says so
-            out(1, f"if {value}:")
-            out(
-                2,
-                f"for n, e in enumerate({value}): recheck_{entry.record.name}(e, (*p, {entry.wire!r}, n), c)",
-            )
-        elif entry.shape == "map":
-            out(1, f"if {value}:")
-            out(2, f"{_texts(entry)}.extend({value})")
-            if entry.treatment != "shape":
-                out(2, f"c.texts.extend({value}.values())")
-        elif entry.shape == "list":
-            out(1, f"if {value}: {_texts(entry)}.extend({value})")
-        elif entry.treatment == "redact_text":
-            safe = f" and not {entry.form}({value})" if entry.form else ""
-            out(1, f"if {value}{safe}: {_texts(entry)}.append({value})")
-        elif entry.treatment == "reduce_url":
-            how = "file" if entry.keep_path else "url"
-            out(1, f"if {value}: {value} = c.{how}({value}, {call})")
-        elif entry.treatment == "truncate_ip":
-            out(1, f"if {value}: {value} = c.address({value}, {call})")
-        elif entry.treatment == "coarsen_time":
-            out(1, f"if {value} is not None: {value} = c.time({value}, {call})")
-        elif entry.values:
-            out(
-                1,
-                f"if {value} is not None: {value} = c.member(VALUES[{entry.name!r}], {value}, {call})",
-            )
-        elif entry.shape == "string" and entry.form:
-            out(
-                1, f"if {value} is not None: {value} = c.formatted({entry.form!r}, {value}, {call})"
-            )
-
-
-def _emit_slots(record: Record, out: _Source) -> None:
-    """Contract → each free text in it, with the place it stands in."""
-    out(0, f"def slots_{record.name}(o, p):")
-    for entry in filter(_leaves, record.fields):
-        value, wire = f"o.{entry.name}", entry.wire
-        static = _texts(entry) == "c.statics"
-        if entry.shape == "record":
-            assert entry.record is not None  # noqa: S101 - shape says so
-            out(
-                1,
-                f"if {value} is not None: yield from slots_{entry.record.name}({value}, (*p, {wire!r}))",
-            )
-        elif entry.shape == "records":
-            assert entry.record is not None  # noqa: S101 - shape says so
-            out(1, f"if {value}:")
-            out(
-                2,
-                f"for n, e in enumerate({value}): yield from slots_{entry.record.name}(e, (*p, {wire!r}, n))",
-            )
-        elif entry.shape == "list":
-            out(1, f"if {value}:")
-            out(
-                2,
-                f"for n, e in enumerate({value}): yield {value}, n, e, p, ({wire!r}, n), {static}",
-            )
-        elif entry.shape == "map":
-            out(1, f"if {value}:")
-            out(2, f"for k in list({value}): yield {value}, KEY, k, p, ({wire!r},), {static}")
-            if entry.treatment != "shape":
-                out(
-                    2,
-                    f"for k, e in list({value}.items()): yield {value}, k, e, p, ({wire!r}, k), {static}",
-                )
-        elif entry.treatment in ("redact_text", "reduce_url"):
-            safe = f" and not {entry.form}({value})" if entry.form else ""
-            out(1, f"if {value}{safe}: yield o, {entry.name!r}, {value}, p, ({wire!r},), {static}")
-    out(1, "yield from ()")
 
 
 _NULLS: Final = frozenset((b"null", b'""', b"{}", b"[]"))
@@ -349,7 +136,6 @@ class CompiledRules:
         self.treatments = treatments
         inputs: dict[str, type] = {}
         contracts: dict[str, type] = {}
-        source = _Source()
         values: dict[str, frozenset[str]] = {}
         for part in _walk(record):
             inputs[part.name] = msgspec.defstruct(
@@ -358,7 +144,7 @@ class CompiledRules:
                 rename={entry.name: entry.wire for entry in part.fields},
                 gc=False,
             )
-            kept = [entry for entry in part.fields if _leaves(entry)]
+            kept = [entry for entry in part.fields if leaves(entry)]
             contracts[part.name] = msgspec.defstruct(
                 f"Out_{part.name}",
                 [(entry.name, _contract_type(entry, contracts), None) for entry in kept],
@@ -368,11 +154,8 @@ class CompiledRules:
                 gc=False,
             )
             values.update({entry.name: entry.values for entry in part.fields if entry.values})
-            _emit_rewrite(part, source)
-            _emit_recheck(part, source)
-            _emit_slots(part, source)
         self.input_types, self.contract_types = inputs, contracts
-        self.source = "\n".join(source.lines)
+        self.source = source_of(_walk(record))
         namespace: dict[str, Any] = {
             "RAW": _RAW,
             "KEY": KEY,
@@ -381,6 +164,7 @@ class CompiledRules:
             "text_of": _text_of,
             "event_id": _event_id,
             **FORMATS,
+            **{f"seen_{form}": memo for form, memo in MEMOS.items()},
             **{f"In_{name}": type_ for name, type_ in inputs.items()},
             **{f"Out_{name}": type_ for name, type_ in contracts.items()},
         }
@@ -435,7 +219,7 @@ class CompiledRules:
         found: set[str] = set()
         if isinstance(data, dict):
             unknown_paths(self.record, data, "", found, self.treatments.detectors.gate)
-        return sorted(found)
+        return sorted(found - _BESIDE)
 
 
 class Schemas:

@@ -13,24 +13,35 @@ import inspect
 import os
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 import structlog
 
-from scrubbers.detectors import Detectors
+from scrubbers.model import RuleError
+from scrubbers.user_agent import reduce_user_agent
+from telemetry import logs
 from telemetry.admin import Admin
 from telemetry.books import Books
 from telemetry.brokers import DEAD, SEALED, Broker, Entry
 from telemetry.brokers.spool import Spool
 from telemetry.config import Bind, RecipientSettings, Settings
 from telemetry.edge import Edge
-from telemetry.errors import BrokerError, ConfigError
+from telemetry.errors import BrokerError, ConfigError, PolicyError
 from telemetry.forward import Forwarder, Rate
 from telemetry.gateway import Gateway, Limits, Projects
 from telemetry.identity import (
@@ -46,7 +57,7 @@ from telemetry.policy import PolicyRegister, load_policy, policy_dir
 from telemetry.rules import Schemas
 from telemetry.sinks import Sink
 
-__all__ = ["Runner", "Storage", "open_broker"]
+__all__ = ["Runner", "Storage", "check_host", "open_broker"]
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.run")
 _T = TypeVar("_T")
@@ -194,13 +205,21 @@ class Runner:
         os.umask(0o077)
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
         policy = load_policy(policy_dir(settings.policy.path))
-        detectors = Detectors.compile(policy.detector_table)
-        detectors.check_speed(time.thread_time)
+        detectors = policy.detectors
+        try:
+            detectors.check_speed(time.thread_time)
+        except RuleError as error:
+            raise PolicyError(str(error), path=policy.folder / "detectors.toml") from None
+        reduce_user_agent("")  # loads its table now, not while the first client waits
         schemas = Schemas(policy, detectors)
         self.policy = policy
+        self._paused = _Paused(state / "paused.json")
         if not settings.production:
             initialise_development(state)
             self._say("Keys: made for development and marked insecure; production refuses them.")
+        # First of all that is shared: whoever does not own the log changes nothing beside it.
+        self.storage = Storage(open_broker(settings))
+        self._open.callback(self.storage.close)
         register = PolicyRegister(state / "policies.ndjson")
         register.enter(policy.digest, "live", datetime.now(UTC))
         sealer = Identity.sealer(state)
@@ -212,8 +231,6 @@ class Runner:
             for name in policy.recipients
             if policy.recipients[name].sink
         }
-        self.storage = Storage(open_broker(settings))
-        self._open.callback(self.storage.close)
         self.edge = Edge(schemas)
         self.intake = Intake(policy, self.edge, sealer, dead_sealer)
         scrub_thread = ThreadPoolExecutor(1, thread_name_prefix="scrub")
@@ -305,6 +322,8 @@ class Runner:
                 f"recipient.{name} lacks {' and '.join(map(repr, lacking))}.",
                 remedy=f"Set it in telemetry.toml under [recipient.{name}].",
             )
+        if self.settings.production:
+            check_host(name, recipient.hosts, given)
         sink = sink_class(**given)
         self._open.push_async_callback(sink.close)
         return sink
@@ -315,7 +334,10 @@ class Runner:
         await asyncio.get_running_loop().run_in_executor(None, stand_in.start)
         self._open.callback(stand_in.stop)
         self.stand_ins[name] = stand_in
-        self._say(f"{name}: NOT the real one. A local stand-in at {stand_in.url} takes its place.")
+        self._say(
+            f"{name}: NOT the real one. A local stand-in takes its place and forgets all at the end; "
+            f"what came last: {stand_in.url}/"
+        )
         return dict(stand_in.settings)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -338,7 +360,7 @@ class Runner:
             except asyncio.CancelledError:
                 raise
             except Exception as error:  # noqa: BLE001 - the edge of the loop; unfinished is polled again
-                _log.error("loop_failed", stage=name, exc_info=error)
+                _log.error("loop_failed", stage=name, **logs.place(error))
                 await asyncio.sleep(1.0)
 
     async def close(self) -> None:
@@ -352,6 +374,12 @@ class Runner:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
         await self._open.aclose()
+
+    def order(self, names: Collection[str], *, paused: bool) -> None:
+        """Pause recipients or go on with them; the order outlives this process."""
+        for name in names:
+            self.forwarders[name].paused = paused
+        self._paused.write(name for name, each in self.forwarders.items() if each.paused)
 
     async def books(self) -> Books:
         """Read the books as they stand."""
@@ -387,3 +415,50 @@ def _given(settings: RecipientSettings) -> dict[str, str]:
                 "cannot be read.", path=Path(path), remedy="Name a readable file."
             ) from None
     return given
+
+
+class _Paused:
+    """Which recipients were ordered to wait: a restart must not undo what an operator ordered."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> list[str]:
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=list[str])
+        except FileNotFoundError:
+            return []
+        except (OSError, msgspec.MsgspecError):
+            raise ConfigError(
+                "cannot be read, so nobody knows which recipients were paused.",
+                path=self._path,
+                remedy="Remove it if none is to be.",
+            ) from None
+
+    def write(self, names: Iterable[str]) -> None:
+        beside = self._path.with_suffix(".new")
+        with beside.open("wb") as file:
+            file.write(msgspec.json.encode(sorted(names)))
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(self._path)
+
+
+def check_host(name: str, hosts: Sequence[str], given: Mapping[str, str]) -> None:
+    """Let nothing out but to the hosts that the policy names for a recipient.
+
+    Args:
+        name: The recipient.
+        hosts: What ``recipients.toml`` names; their subdomains count too.
+        given: Its settings, of which ``url`` and ``dsn`` say where it is.
+
+    Raises:
+        ConfigError: It is somewhere else. The message does not say where.
+    """
+    for key in ("url", "dsn"):
+        host = urlsplit(given.get(key, "")).hostname
+        if host is not None and not any(host == h or host.endswith(f".{h}") for h in hosts):
+            raise ConfigError(
+                f"recipient.{name} has a {key} at a host that recipients.toml does not name.",
+                remedy=f"Use one of: {', '.join(hosts)}; or add the host to the policy.",
+            )

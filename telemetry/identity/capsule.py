@@ -353,17 +353,19 @@ def _pack(identifiers: Sequence[Identifier]) -> bytes:
 
 def _unpack(packed: bytes) -> tuple[Identifier, ...]:
     parts: list[str] = []
-    at = 0
+    at, end = 0, len(packed)
     try:
-        while at < len(packed):
+        while at < end:
             start = at + 2
-            at = start + int.from_bytes(packed[at:start], "big")
-            if at > len(packed):
+            at = start + (packed[start - 2] << 8 | packed[start - 1])
+            if at > end:
                 raise CapsuleError("capsule_corrupt")
             parts.append(packed[start:at].decode())
-        triples = zip(parts[::3], parts[1::3], parts[2::3], strict=True)
-        identifiers = tuple(Identifier(_LETTERS[kind], ns, id_) for kind, ns, id_ in triples)
-    except (ValueError, KeyError):
+        kinds = [_LETTERS[letter] for letter in parts[::3]]
+        identifiers = tuple(
+            Identifier(*triple) for triple in zip(kinds, parts[1::3], parts[2::3], strict=True)
+        )
+    except (ValueError, KeyError, IndexError):
         raise CapsuleError("capsule_corrupt") from None
     if not identifiers or not _fits(identifiers):
         raise CapsuleError("capsule_corrupt")

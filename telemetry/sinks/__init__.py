@@ -146,13 +146,31 @@ class Sink(ABC):
     stand_in: str = ""
     """``module:Class`` of the local server that takes the recipient's place in development."""
 
+    remarks_at: Sequence[tuple[str | int, ...]] = ()
+    """Where in what `shape` makes the recipient is told of changes, not of the event."""
+
     @abstractmethod
     def shape(self, event: Scrubbed, shaping: Shaping) -> bytes:
-        """Make the recipient's own form of one event. Pure: called by the pseudonymizer.
+        """Make the recipient's own form of one event. Called by the pseudonymizer.
+
+        Pure, and the same for every configuration: an explanation calls it without any.
 
         Raises:
             EventError: The event lacks what this recipient requires (for example an identity).
         """
+
+    def places(self, kind: str, path: tuple[str | int, ...]) -> Sequence[tuple[str | int, ...]]:
+        """Say where `shape` puts a field of the event, or the token that takes its place.
+
+        Args:
+            kind: Name of the record.
+            path: Names and indexes in that record.
+
+        Returns:
+            Paths in what `shape` makes; several if it takes the value apart, none if this
+            recipient never gets it.
+        """
+        return (path,)
 
     def scope(self, delivery: Delivery) -> str:
         """Name the rate-limit scope a delivery falls under; ``""`` if there is only one."""

@@ -36,6 +36,21 @@ _CALLS: Final = (("track", "events", False), ("add_user_properties", "users", Tr
 # `id` in any casing clashes with a name of Heap's own; `email` would fill the built-in Email.
 _RESERVED: Final = frozenset({"id", "email"})
 
+_PROMISE: Final = ("retain_until", "retention_class", "policy", "organization")
+_PLACES: Final[Mapping[tuple[str | int, ...], Sequence[tuple[str, ...]]]] = {
+    ("account",): (("identity",),),
+    ("event",): (("event",),),
+    ("event_id",): (("idempotency_key",),),
+    ("time",): (("timestamp",),),
+    ("session",): (("session_id",),),
+    ("organization",): (("properties", "organization"),),
+    ("page",): (("properties", "page"),),
+    ("referrer",): (("properties", "referrer"),),
+    ("ip",): (("properties", "ip_prefix"),),
+    ("user_agent",): tuple(("properties", name) for name in ("browser", "os", "device")),
+}
+"""Field of the record → where `HeapSink.shape` puts it."""
+
 
 class HeapSink(Sink):
     """Heap's bulk API.
@@ -125,6 +140,12 @@ class HeapSink(Sink):
             if session := shaping.tokens.get("session"):
                 body["session_id"] = session
         return msgspec.json.encode(body, order="deterministic")
+
+    def places(self, kind: str, path: tuple[str | int, ...]) -> Sequence[tuple[str | int, ...]]:
+        """Say under which of Heap's names a field stands."""
+        if path[:1] == ("properties",):
+            return () if path[1:2] and path[1] in _PROMISE else (path,)
+        return _PLACES.get(path, ()) if kind == _TRACK or path == ("account",) else ()
 
     def identity(self, delivery: Delivery) -> str:
         """Name the token under which Heap counts a delivery against its per-identity limits."""

@@ -39,11 +39,39 @@ _ITEM_BYTES: Final = {
 _ITEMS: Final = 500
 _ONCE: Final = frozenset({"event", "transaction", "check_in", "feedback"})
 _MOST: Final = {"session": 100, "attachment": 30, "log": 1, "trace_metric": 1, "span": 1}
-_NEED_ID: Final = frozenset({"event", "transaction", "attachment", "feedback"})
+_NEED_ID: Final = frozenset({"event", "transaction", "attachment", "feedback", "raw_security"})
 _CONTAINERS: Final = {
     "log": "application/vnd.sentry.items.log+json",
     "trace_metric": "application/vnd.sentry.items.trace-metric+json",
+    "span": "application/vnd.sentry.items.span.v2+json",
 }
+_ELEMENTS: Final = {
+    "log": {"timestamp": float, "trace_id": str, "level": str, "body": str},
+    "trace_metric": {
+        "timestamp": float,
+        "trace_id": str,
+        "name": str,
+        "type": str,
+        "value": float,
+    },
+    "span": {
+        "trace_id": str,
+        "span_id": str,
+        "name": str,
+        "status": str,
+        "start_timestamp": float,
+        "end_timestamp": float,
+    },
+}
+_ATTRIBUTE_TYPES: Final[Mapping[str, type | tuple[type, ...]]] = {
+    "string": str,
+    "boolean": bool,
+    "integer": int,
+    "double": (int, float),
+    "array": list,
+}
+_LOG_LEVELS: Final = frozenset({"trace", "debug", "info", "warn", "error", "fatal"})
+_METRIC_TYPES: Final = frozenset({"counter", "gauge", "distribution"})
 _EVENTLIKE: Final = frozenset({"event", "transaction", "feedback"})
 _CATEGORIES: Final = {
     "event": "error",
@@ -59,6 +87,7 @@ _CATEGORIES: Final = {
     "user_report": "feedback",
     "client_report": "internal",
     "profile": "profile",
+    "raw_security": "security",
     "replay_event": "replay",
     "replay_recording": "replay",
 }
@@ -108,6 +137,9 @@ class Item:
         return json.loads(self.payload)
 
 
+_SHOWN: Final = 20
+
+
 class _RefusedError(Exception):
     """Why a request is not taken, with its status."""
 
@@ -139,6 +171,10 @@ class SentryStandIn(StandIn):
         """Payloads of ``event`` items; of equal ids only the first, as Sentry stores them."""
         self.duplicates = 0
         """Events dropped because their id was known."""
+
+    def latest(self) -> dict[str, list[Any]]:
+        """The last events."""
+        return {"events": self.events[-_SHOWN:]}
 
     @property
     def settings(self) -> Mapping[str, str]:
@@ -173,7 +209,11 @@ class SentryStandIn(StandIn):
         ``connection`` stands for the address of whoever connected.
         """
         with self._lock:
-            found = {one for event in self.events for one in _addresses(event)}
+            eventlike = [*self.events, *self.payloads("transaction"), *self.payloads("feedback")]
+            found = {one for event in eventlike for one in _addresses(event)}
+            for kind in _CONTAINERS:
+                for container in self.payloads(kind):
+                    found.update(_addresses_within(container))
             for kind in ("session", "sessions"):
                 for session in self.payloads(kind):
                     attributes = session.get("attrs") or {}
@@ -385,11 +425,25 @@ def _check_item(
     if kind in _EVENTLIKE:
         event = _payload(kind, payload)
         yield from _check_event(kind, event, head)
+        if kind == "transaction":
+            yield from _check_trace(event)
         said = (event.get("contexts") or {}).get("feedback") or {}
+        if kind == "feedback" and not said.get("message"):
+            raise _RefusedError("feedback: no message")
         if len(str(said.get("message", ""))) > _FEEDBACK_CHARS:
             yield "feedback: message over 4096 characters"
     elif kind in _CONTAINERS:
-        _check_container(kind, headers, _payload(kind, payload))
+        container = _payload(kind, payload)
+        _check_container(kind, headers, container)
+        for element in container["items"]:
+            yield from _check_element(kind, element)
+    elif kind == "user_report":
+        if not _is_id(_payload(kind, payload).get("event_id")):
+            raise _RefusedError("user_report: no event_id")
+    elif kind == "raw_security":
+        report = _payload(kind, payload).get("csp-report")
+        if not isinstance(report, dict) or not report.get("violated-directive"):
+            raise _RefusedError("raw_security: no violated-directive")
     elif kind in {"session", "sessions"}:
         yield from _check_session(kind, _payload(kind, payload))
     elif kind == "check_in":
@@ -403,6 +457,67 @@ def _check_container(kind: str, headers: dict[str, Any], record: dict[str, Any])
         raise _RefusedError(f"{kind}: content_type is not the container's")
     if headers.get("item_count") != len(record.get("items", [])):
         raise _RefusedError(f"{kind}: item_count does not fit")
+
+
+def _check_element(kind: str, element: object) -> Iterable[str]:
+    """Check one log line, span or metric. Source: develop.sentry.dev, Logs, Spans, Metrics."""
+    if not isinstance(element, dict):
+        raise _RefusedError(f"{kind}: an element is no object")
+    for name, wanted in _ELEMENTS[kind].items():
+        value = element.get(name)
+        if isinstance(value, bool) or not isinstance(value, (int, wanted)):
+            raise _RefusedError(f"{kind}: {name} is missing or of another type")
+    for name, size in (("trace_id", 32), ("span_id", 16), ("parent_span_id", 16)):
+        value = element.get(name)
+        if value is not None and not re.fullmatch(rf"[0-9a-f]{{{size}}}", str(value)):
+            yield f"{kind}: {name} is no id"
+    if kind == "log" and element["level"] not in _LOG_LEVELS:
+        yield "log: unknown level"
+    if kind == "trace_metric" and element["type"] not in _METRIC_TYPES:
+        yield "trace_metric: unknown type"
+    if kind == "span" and element["end_timestamp"] < element["start_timestamp"]:
+        yield "span: ends before it begins"
+    for name, entry in element.get("attributes", {}).items():
+        said = entry if isinstance(entry, dict) else {}
+        wanted_type = _ATTRIBUTE_TYPES.get(str(said.get("type")))
+        if wanted_type is None or not isinstance(said.get("value"), wanted_type):
+            yield f"{kind}: an attribute has no value of its type"
+        elif name in _ADDRESS_ATTRIBUTES:
+            try:
+                ip_address(str(said["value"]))
+            except ValueError:
+                yield f"{kind}: {name} is no address"
+
+
+_ADDRESS_ATTRIBUTES: Final = ("user.ip_address", "client.address", "http.client_ip")
+
+
+def _addresses_within(container: Mapping[str, Any]) -> Iterable[str]:
+    """Say which addresses Sentry would keep of a container: those sent, and those it fills in."""
+    if (container.get("ingest_settings") or {}).get("infer_ip") == "auto":
+        yield "connection"
+    for element in container["items"]:
+        for name in _ADDRESS_ATTRIBUTES:
+            if entry := element.get("attributes", {}).get(name):
+                yield str(entry["value"])
+
+
+def _check_trace(event: Mapping[str, Any]) -> Iterable[str]:
+    """Check what makes a transaction one. Source: develop.sentry.dev, Transaction Payloads."""
+    trace = (event.get("contexts") or {}).get("trace") or {}
+    if not trace.get("trace_id") or not trace.get("span_id"):
+        raise _RefusedError("transaction: no trace context")
+    if event.get("type") != "transaction" or not isinstance(event.get("spans"), list):
+        raise _RefusedError("transaction: no type or no spans")
+    for part in (event, *event["spans"]):
+        start, end = _moment(part.get("start_timestamp")), _moment(part.get("timestamp"))
+        if start is None or end is None:
+            raise _RefusedError("transaction: start_timestamp or timestamp is missing")
+        if end < start:
+            yield "transaction: ends before it begins"
+    for part in event["spans"]:
+        if not part.get("trace_id") or not part.get("span_id"):
+            raise _RefusedError("transaction: a span without ids")
 
 
 def _check_session(kind: str, record: dict[str, Any]) -> Iterable[str]:

@@ -33,7 +33,8 @@ from tests.bench.workloads import analytics_event
 __all__ = ["measure_end_to_end"]
 
 # Heap takes 15,000 events a minute and the forwarder keeps to that: more would measure patience.
-_SINGLE: Final = 3_000
+_WARM_UP: Final = 64
+_SINGLE: Final = 2_900
 _BATCHED: Final = 12_000
 _BATCH: Final = 100
 _CONNECTIONS: Final = 32
@@ -73,7 +74,9 @@ async def _measure(folder: Path, single: int, batched: int) -> dict[str, float]:
         work = asyncio.create_task(runner.run(stop))
         figures = {}
         taken = 0
-        for name, events, batch in (("single", single, 1), ("batched", batched, _BATCH)):
+        # The first user agent that is parsed loads its table, once for the life of a process.
+        phases = (("warm-up", _WARM_UP, 1), ("single", single, 1), ("batched", batched, _BATCH))
+        for name, events, batch in phases:
             began = time.perf_counter()
             clients = await _start("clients", str(runner.address[1]), str(events), str(batch), name)
             assert clients.stdout is not None
@@ -83,9 +86,10 @@ async def _measure(folder: Path, single: int, batched: int) -> dict[str, float]:
             taken += events
             await _delivered(runner, taken)
             through_s = time.perf_counter() - began
-            figures[f"end_to_end {name} taken_per_s"] = events / took_s
-            figures[f"end_to_end {name} delivered_per_s"] = events / through_s
             await clients.wait()
+            if name != "warm-up":
+                figures[f"end_to_end {name} taken_per_s"] = events / took_s
+                figures[f"end_to_end {name} delivered_per_s"] = events / through_s
         books = await runner.books()
         assert books.exact, "the books do not agree"
         stop.set()

@@ -110,10 +110,11 @@ class Running:
         """Send; give the answer, or None if the process died before it answered."""
         headers = {"Content-Type": "application/json", "X-Sentry-Auth": "Sentry sentry_key=demo"}
         try:
-            if self._client is None:
-                self._client = HTTPConnection("127.0.0.1", self.port, timeout=20)
-            self._client.request("POST", path, body, headers)
-            answer = self._client.getresponse()
+            # Kept by name: whoever kills the process forgets the connection meanwhile.
+            client = self._client or HTTPConnection("127.0.0.1", self.port, timeout=20)
+            self._client = client
+            client.request("POST", path, body, headers)
+            answer = client.getresponse()
             text = answer.read()
         except (OSError, HTTPException):
             self._client = None

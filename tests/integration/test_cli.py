@@ -144,6 +144,7 @@ def test_an_operator_pauses_looks_and_resumes(tmp_path: Path) -> None:
             )
             until(lambda: len(sentry.events) == 1, 5.0, "Sentry's event")
             until(lambda: pipeline.books()["pending"]["heap"] == 1, 5.0, "Heap's parcel")
+            until(lambda: pipeline.books()["delivered"]["sentry"] == 1, 5.0, "entered")
             assert heap.requests == []
             shown = command("books", cwd=tmp_path, **state)
             assert shown.returncode == 0

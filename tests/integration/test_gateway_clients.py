@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import shutil
 import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -23,9 +26,14 @@ from telemetry.gateway import Gateway, Projects
 from telemetry.identity import initialise_development, load_dead_letter_sealer, load_sealer
 from telemetry.intake import Intake, Taken
 from telemetry.parcel import Parcel
+from telemetry.pipeline import Deliver
 from telemetry.policy import load_policy
 from telemetry.rules import Schemas
+from telemetry.sinks import Delivered, Delivery
+from telemetry.sinks.sentry import SentrySink
+from telemetry.testing import SentryStandIn
 from tests.conftest import require
+from tests.unit.making import World, everything_on
 
 NODE = Path(__file__).parent / "node"
 PLANTED = ("alice.planted@example.org", "planted-account")
@@ -76,13 +84,39 @@ class Collected:
 
 @pytest.fixture
 def collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Collected]:
-    """A gateway on a loop of its own, because clients block."""
-    found = Collected()
+    """A gateway under the shipped policy."""
     initialise_development(tmp_path)
     [public] = tmp_path.rglob("public.json")
     policy = load_policy()
     edge = Edge(Schemas(policy, Detectors.compile(detector_table())))
     intake = Intake(policy, edge, load_sealer(public), load_dead_letter_sealer(public))
+    with serving(intake, policy.purpose_of_kind, monkeypatch) as found:
+        yield found
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """An installation under a policy that has every kind switched on."""
+    policy = everything_on(tmp_path / "policy")
+    one = World(tmp_path / "state", now=lambda: datetime.now(UTC), policy=policy)
+    one.now = datetime.now(UTC)
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def everything(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Collected]:
+    """A gateway in front of it."""
+    with serving(world.intake, world.policy.purpose_of_kind, monkeypatch) as found:
+        yield found
+
+
+@contextmanager
+def serving(
+    intake: Intake, kinds: Container[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Collected]:
+    """Run a gateway on a loop of its own, because clients block."""
+    found = Collected()
     unpack = telemetry.gateway.decompress
 
     def note(data: bytes, encoding: str) -> bytes:
@@ -94,7 +128,7 @@ def collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Colle
         intake,
         found.store,
         projects=Projects({}, open_to_all=True),
-        kinds=policy.purpose_of_kind,
+        kinds=kinds,
         environment="test",
         count=found.count,
     )
@@ -186,8 +220,15 @@ def installed(folder: Path) -> str:
     if (major, minor) < (20, 19):
         return "node is older than 20.19, which @sentry/node 11 needs"
     done, lock = folder / "node_modules" / ".package-lock.json", folder / "package-lock.json"
-    if done.is_file() and done.stat().st_mtime >= lock.stat().st_mtime:
-        return ""
+    # Two workers that install at once would take each other's files away.
+    with (folder / ".installing").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        if done.is_file() and done.stat().st_mtime >= lock.stat().st_mtime:
+            return ""
+        return _install(npm, folder)
+
+
+def _install(npm: str, folder: Path) -> str:
     try:
         result = subprocess.run(  # noqa: S603 - a fixed command
             [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
@@ -223,6 +264,110 @@ def test_sentry_node_delivers_errors_sessions_and_check_ins(
     shown = json.dumps(collected.bodies("error_event"))
     assert "TypeError" in shown
     assert "no mail to <email" in shown
+
+
+def sent_on(world: World, collected: Collected) -> SentryStandIn:
+    """Take what was collected to a Sentry."""
+    deliveries = []
+    for parcel in collected.parcels:
+        decision = world.decide(parcel)
+        assert isinstance(decision, dict), decision
+        outcome = decision["sentry"]
+        assert isinstance(outcome, Deliver), (parcel.kind, outcome)
+        deliveries.append(
+            Delivery(
+                delivery_id=outcome.parcel.event_id,
+                kind=parcel.kind,
+                body=outcome.parcel.body,
+                occurred_at=parcel.occurred_at,
+            )
+        )
+
+    async def main(there: SentryStandIn) -> None:
+        sink = SentrySink(dsn=there.dsn)
+        assert set(await sink.send(deliveries)) == {Delivered()}
+        await sink.close()
+
+    with SentryStandIn() as there:
+        asyncio.run(main(there))
+    assert there.violations == []
+    assert there.addresses() == set()
+    for request in there.requests:
+        for value in (*PLANTED, "7744556123", "203.0.113.77", "planted-token-77"):
+            assert value.encode() not in request.as_bytes()
+    return there
+
+
+EVERY_KIND = """
+import logging
+import sqlite3
+import sys
+
+import sentry_sdk
+
+mail = "@".join(["alice.planted", "example.org"])
+sentry_sdk.init(
+    dsn=sys.argv[1], release="shop@1.2.3", traces_sample_rate=1.0, profiles_sample_rate=1.0,
+    enable_logs=True, enable_metrics=True, send_default_pii=True,
+)
+sentry_sdk.set_user(
+    {"id": str(7744556 * 1000 + 123), "email": mail, "ip_address": "203.0.113.77"}
+)
+with sentry_sdk.start_transaction(op="http.server", name=f"/users/{mail}") as transaction:
+    transaction.set_data("url", f"http://shop.example.com/?q={mail}")
+    with sentry_sdk.start_span(op="db", name=f"SELECT * FROM u WHERE mail='{mail}'") as span:
+        span.set_data("db.system", "postgresql")
+    sqlite3.connect(":memory:").execute("select 1")
+    sentry_sdk.logger.warning("hello {who}", who=mail, attributes={"own": mail})
+    logging.getLogger("shop").error("no mail to %s", mail)
+    sentry_sdk.metrics.count("orders", 3, attributes={"who": mail})
+    sentry_sdk.metrics.distribution("latency", 3.5, unit="millisecond")
+    sentry_sdk.get_current_scope().add_attachment(bytes=mail.encode(), filename="a.txt")
+    try:
+        raise ValueError(f"no mail to {mail}")
+    except ValueError:
+        sentry_sdk.capture_exception()
+sentry_sdk.get_client().close(timeout=10)
+"""
+
+
+def test_every_kind_of_sentry_sdk_arrives_where_all_are_switched_on(
+    everything: Collected, world: World
+) -> None:
+    run(sys.executable, "-c", EVERY_KIND, f"http://pub@127.0.0.1:{everything.port}/1")
+    everything.assert_clean()
+    assert {"transaction", "log", "trace_metric", "error_event"} <= set(everything.kinds)
+    assert {"kind_profile", "kind_attachment"} <= everything.dropped
+    there = sent_on(world, everything)
+    (transaction,) = there.payloads("transaction")
+    assert transaction["transaction"] == "/users/<id>"
+    assert {"db"} <= {span["op"] for span in transaction["spans"]}
+    lines = {one["body"] for each in there.payloads("log") for one in each["items"]}
+    assert lines == {"hello <email>", "no mail to <email>"}
+    (metrics,) = there.payloads("trace_metric")
+    assert {one["name"]: one["value"] for one in metrics["items"]} == {"orders": 3, "latency": 3.5}
+
+
+@pytest.mark.node
+@pytest.mark.xdist_group("node")
+@pytest.mark.parametrize("package", ["@sentry/node", "sentry-node-10"])
+def test_every_kind_of_sentry_node_arrives_where_all_are_switched_on(
+    everything: Collected, world: World, node: str, package: str
+) -> None:
+    run(node, "kinds.js", package, f"http://pub@127.0.0.1:{everything.port}/1")
+    everything.assert_clean()
+    traces = "transaction" if package == "sentry-node-10" else "span"
+    assert {traces, "log", "trace_metric", "feedback", "error_event"} <= set(everything.kinds)
+    assert "kind_attachment" in everything.dropped
+    there = sent_on(world, everything)
+    (feedback,) = there.payloads("feedback")
+    assert feedback["contexts"]["feedback"]["message"] == "call <email>"
+    shown = json.dumps(there.payloads(traces))
+    assert "/users/<id>" in shown
+    assert "GET /orders" in shown
+    (line,) = [one for each in there.payloads("log") for one in each["items"]]
+    assert line["body"] == "<email> has logged in"
+    assert line["attributes"]["user.id"]["value"].startswith("ps1_sentry_u_")
 
 
 @pytest.mark.node

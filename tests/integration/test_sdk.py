@@ -16,6 +16,7 @@ import pytest
 import sentry_sdk
 
 import telemetry
+from telemetry.client import active
 from telemetry.context import current
 from telemetry.integrations import asgi, wsgi
 from telemetry.integrations.sentry import TelemetryTransport
@@ -210,6 +211,20 @@ def test_sessions_pass_and_their_user_is_an_id_only(flow: RecordingGateway) -> N
     sessions = [*flow.items("session"), *flow.items("sessions")]
     assert sessions
     assert leaks(flow.everything()) == []
+
+
+def test_a_bucket_of_sessions_keeps_its_id_for_the_gateway_and_several_keep_none(
+    flow: RecordingGateway,
+) -> None:
+    client = active()
+    assert client is not None
+    named = {"started": "2026-11-22T10:14:00Z", "exited": 1, "did": "471142"}
+    for buckets in ([named], [named, {"exited": 2, "did": "471143"}]):
+        client.put_error("sessions", {"aggregates": buckets, "attrs": {"release": "shop@1"}})
+    assert telemetry.flush(10)
+    one, several = flow.items("sessions")
+    assert one["aggregates"][0]["did"] == "471142"
+    assert not any("did" in bucket for bucket in several["aggregates"])
 
 
 def test_other_items_and_attachments_are_dropped_and_counted(flow: RecordingGateway) -> None:

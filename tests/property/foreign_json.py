@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from scrubbers.detectors import Detectors
 from telemetry.policy import load_policy
 from telemetry.rules import CompiledRules, Schemas
-from telemetry.schema import Field, Record
+from telemetry.schema import Field, Record, load_records
 
-KINDS = ("analytics_event", "check_in", "error_event", "session", "sessions", "user_properties")
+KINDS = tuple(load_records())
 
 _WORDS = st.sampled_from(
     [
@@ -132,16 +132,21 @@ def fitting(
     hidden: st.SearchStrategy[Any],
     *,
     undeclared: bool = True,
+    dense: bool = False,
 ) -> st.SearchStrategy[dict[Any, Any]]:
-    """Events whose declared values all fit; `hidden` fills what may not leave."""
+    """Events whose declared values all fit; `hidden` fills what may not leave.
+
+    If `dense`, no open map and no list of texts is left out.
+    """
 
     @st.composite
     def draw_record(draw: st.DrawFn, record: Record, depth: int) -> dict[Any, Any]:
         if not record.fields:
             return {}
-        chosen = draw(
-            st.lists(st.sampled_from(record.fields), max_size=6, unique_by=lambda entry: entry.wire)
-        )
+        fields = st.sampled_from(record.fields)
+        chosen = draw(st.lists(fields, max_size=6, unique_by=lambda entry: entry.wire))
+        if dense:
+            chosen += [entry for entry in record.fields if entry.shape in ("map", "list")]
         event: dict[Any, Any] = {entry.wire: draw_field(draw, entry, depth) for entry in chosen}
         if undeclared and draw(st.integers(0, 3)) == 0:
             event[draw(_HIDDEN_KEYS)] = draw(_HIDDEN_JSON)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import fields
 
 import msgspec
 import pytest
-from foreign_json import KINDS, Hidden, fitting_events, rendered, schemas
+from foreign_json import KINDS, Hidden, events, fitting_events, rendered, schemas
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec import inspect
 
+from scrubbers.engine import Ledger
+from telemetry.errors import DecodeError
 from telemetry.rules import CompiledRules
+from telemetry.schema import Record, load_records
 
 ALL = list(schemas().all_rules)
 _IDS = [f"{rules.record.name}{number}" for number, rules in enumerate(ALL)]
@@ -84,9 +88,7 @@ def test_a_number_that_is_none_costs_its_leaf() -> None:
         assert rules.encode(contract) == b'{"status":"ok"}'
 
 
-def _ledger(rules: CompiledRules) -> object:
-    from scrubbers.engine import Ledger
-
+def _ledger(rules: CompiledRules) -> Ledger:
     return Ledger(rules.treatments)
 
 
@@ -97,3 +99,46 @@ def test_a_body_that_is_not_of_the_contract_is_refused_without_its_text() -> Non
             rules.reread(body)
         assert "jane" not in repr(caught.value)
         assert not isinstance(caught.value, msgspec.MsgspecError)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_texts_are_gathered_in_the_order_of_their_places(kind: str, data: st.DataObject) -> None:
+    """What is found suspicious is found again by counting: the two may never part."""
+    rules, raw = data.draw(events(kind))
+    ledger = Ledger(rules.treatments, "198.51.100.23")
+    try:
+        contract = rules.rewrite(rules.decode(raw, ledger), (), ledger)
+    except DecodeError:
+        return
+    for gathered in (ledger, Ledger(rules.treatments)):
+        if gathered is not ledger:
+            rules.recheck(contract, (), gathered)
+        places = list(rules.slots(contract, ()))
+        assert [text for *_, text, _, _, static in places if not static] == gathered.texts
+        assert [text for *_, text, _, _, static in places if static] == gathered.statics
+
+
+def test_an_attribute_is_treated_the_same_wherever_it_may_stand() -> None:
+    records = load_records()
+
+    def treatments(record: Record, path: tuple[str, ...]) -> dict[str, dict[str, object]]:
+        for name in path:
+            (record,) = [e.record for e in record.fields if e.wire == name and e.record]
+        found = {}
+        for entry in record.fields:
+            leaf = entry.record.fields[0] if entry.record is not None else entry
+            found[entry.wire] = {
+                f.name: getattr(leaf, f.name)
+                for f in fields(leaf)
+                if f.name not in ("name", "wire")
+            }
+        return found
+
+    once = treatments(records["span"], ("attributes",))
+    assert once["user.id"]["treatment"] == "pseudonymize"
+    for kind in ("log", "trace_metric"):
+        assert treatments(records[kind], ("attributes",)) == once
+    assert treatments(records["transaction"], ("contexts", "trace", "data")) == once
+    assert treatments(records["transaction"], ("spans", "data")) == once

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cache
@@ -24,7 +25,7 @@ from telemetry.identity import (
 from telemetry.intake import Intake, Taken
 from telemetry.parcel import Parcel
 from telemetry.pipeline import Decision, Terms, decide
-from telemetry.policy import Policy, PolicyRegister, load_policy
+from telemetry.policy import Policy, PolicyRegister, load_policy, schemas_dir
 from telemetry.rules import Schemas
 from telemetry.sinks import Sink
 from telemetry.sinks.heap import HeapSink
@@ -36,8 +37,29 @@ TENANT = "web"
 
 @cache
 def shipped() -> tuple[Policy, Schemas]:
-    policy = load_policy()
+    return compiled(load_policy())
+
+
+def compiled(policy: Policy) -> tuple[Policy, Schemas]:
     return policy, Schemas(policy, Detectors.compile(policy.detector_table))
+
+
+EVERY_KIND = (
+    "error_event", "session", "sessions", "check_in", "transaction", "span", "log", "trace_metric",
+    "feedback", "user_report", "security_report",
+)  # fmt: skip
+
+
+def everything_on(folder: Path) -> Policy:
+    """Copy the shipped policy and switch on every kind, with a recipient that promises 90 days."""
+    shutil.copytree(schemas_dir() / "policy", folder)
+    purposes, recipients = folder / "purposes.toml", folder / "recipients.toml"
+    text = purposes.read_text("utf-8")
+    kinds = next(line for line in text.split("\n") if '"error_event"' in line)
+    purposes.write_text(text.replace(kinds, f"kinds = {json.dumps(EVERY_KIND)}"), "utf-8")
+    text = recipients.read_text("utf-8")
+    recipients.write_text(text.replace('"P13M"', '"P90D"').replace('"unknown"', '"P90D"'), "utf-8")
+    return load_policy(folder)
 
 
 class World:
@@ -48,10 +70,16 @@ class World:
         "sentry": SentrySink(dsn="http://" + "5e17" * 8 + "@127.0.0.1:1/1"),
     }
 
-    def __init__(self, state: Path, *, now: Callable[[], datetime] | None = None) -> None:
+    def __init__(
+        self,
+        state: Path,
+        *,
+        now: Callable[[], datetime] | None = None,
+        policy: Policy | None = None,
+    ) -> None:
         initialise_development(state)
         self.state = state
-        self.policy, self.schemas = shipped()
+        self.policy, self.schemas = compiled(policy) if policy else shipped()
         self.now: datetime = NOW
         self.identity = Identity.open(state, environment="development")
         self.identity._now = lambda: self.now

@@ -35,6 +35,8 @@ LAYERS = [
         "telemetry.integrations",
         "telemetry",
     },
+    # what runs the roles' own functions to tell of them
+    {"telemetry.explain", "telemetry.compare", "telemetry.filter"},
     # the roles
     {"telemetry.gateway", "telemetry.client", "telemetry.pipeline", "telemetry.forward"},
     # what the roles are made of
@@ -57,6 +59,7 @@ LAYERS = [
         "telemetry.policy",
         "telemetry.schema",
         "telemetry.rules",
+        "telemetry.codegen",
         "telemetry.tolerant",
         "telemetry.parcel",
         "telemetry.batch",

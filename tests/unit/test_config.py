@@ -10,6 +10,8 @@ import pytest
 
 from telemetry.config import Bind, load_settings
 from telemetry.errors import ConfigError
+from telemetry.policy import load_policy
+from telemetry.run import check_host
 
 NOTHING: Mapping[str, str] = {}
 
@@ -158,3 +160,27 @@ def test_the_process_environment_is_read_by_default(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TELEMETRY_STATE", "/elsewhere")
     assert str(load_settings().state_dir) == "/elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("given", "fits"),
+    [
+        ({"dsn": "https://k@o1.ingest.de.sentry.io/1"}, True),
+        ({"dsn": "https://k@sentry.io/1"}, True),
+        ({"dsn": "https://k@evil-sentry.io/1"}, False),
+        ({"dsn": "https://k@sentry.io.evil.example/1"}, False),
+        ({"url": "https://169.254.169.254/"}, False),
+        ({"dsn": "https://sentry.io@evil.example/1"}, False),
+    ],
+)
+def test_nothing_goes_to_a_host_that_the_policy_does_not_name(
+    given: dict[str, str], fits: bool
+) -> None:
+    hosts = load_policy().recipients["sentry"].hosts
+    if fits:
+        check_host("sentry", hosts, given)
+        return
+    with pytest.raises(ConfigError, match="does not name") as caught:
+        check_host("sentry", hosts, given)
+    assert "evil" not in str(caught.value)
+    assert "169" not in str(caught.value)

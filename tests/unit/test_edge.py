@@ -114,3 +114,51 @@ def test_ids_are_of_version_seven_in_order_and_never_the_same() -> None:
         assert one[16] in "89ab"
         assert before <= int(one[:12], 16) <= int(time.time() * 1000)
     assert [one[:12] for one in made] == sorted(one[:12] for one in made)
+
+
+def test_an_entry_that_goes_with_its_name_does_not_shield_what_stands_behind_it(
+    edge: Edge,
+) -> None:
+    # The places of texts are counted; an entry that is taken out must not shift the ones after it.
+    tags = {
+        "jane.doe@example.com": "max.mustermann@example.com",
+        "plain": "x",
+        "writer": "erika.beispiel@example.com",
+        "reader": "john.smith@example.com",
+    }
+    event = {"message": "m", "tags": tags, "exception": {"values": [{"value": "a@example.com"}]}}
+    outcome = edge.scrub(item(event, "error_event"))
+    assert b"@example.com" not in outcome.event
+    assert json.loads(outcome.event)["tags"].keys() == {"plain", "writer", "reader"}
+    assert not any("@" in str(remark.path) for remark in outcome.remarks)
+
+
+def test_remarks_of_an_earlier_edge_are_taken_over_as_far_as_we_could_have_made_them(
+    edge: Edge,
+) -> None:
+    event = {
+        "message": "no mail to <email:1>",
+        "_remarks": [
+            [["message"], "email", "replace", 11, 20],
+            [["user", "email"], "strip", "remove", 0, 0],
+            [["tags", "jane@example.com"], "email", "replace", 0, 9],
+            [["jane@example.com"], "strip", "remove", 0, 0],
+            [["message"], "jane@example.com", "replace", 0, 0],
+            [["message"], "email", "replace", -1, 5],
+        ],
+    }
+    outcome = edge.scrub(item(event, "error_event"))
+    assert [tuple(remark) for remark in outcome.remarks] == [
+        (("message",), "email", "replace", 11, 20),
+        (("user", "email"), "strip", "remove", 0, 0),
+        (("tags", "<key>"), "email", "replace", 0, 9),
+    ]
+    assert b"_remarks" not in outcome.event
+    assert edge.unknown == {}
+
+
+@pytest.mark.parametrize("remarks", [1, "x", [1], [[["message"], "email", "burn", 0, 0]], [[]]])
+def test_remarks_that_are_none_change_nothing(edge: Edge, remarks: object) -> None:
+    outcome = edge.scrub(item({"message": "hello", "_remarks": remarks}, "error_event"))
+    assert outcome.remarks == []
+    assert outcome.event == b'{"message":"hello"}'

@@ -25,7 +25,7 @@ from scrubbers.detectors import Detectors
 from scrubbers.shipped import detector_table
 from telemetry.brokers import Entry
 from telemetry.config import Project
-from telemetry.dialects import REFUSALS
+from telemetry.dialects import BODY_BYTES, REFUSALS
 from telemetry.edge import Connection, Edge, Item
 from telemetry.errors import BrokerError, ConfigError, SpoolFull
 from telemetry.gateway import Gateway, Limits, Projects
@@ -36,7 +36,9 @@ from telemetry.rules import Schemas
 
 PLANTED = "alice.planted@example.org"
 EVENT = b'{"event":"page viewed","account":"7"}'
-KINDS = frozenset(("analytics_event", "user_properties", "error_event"))
+KINDS = frozenset(
+    ("analytics_event", "user_properties", "error_event", "sessions", "security_report")
+)
 
 
 class Recorder:
@@ -144,6 +146,7 @@ async def running(intake: Any = None, **options: Any) -> AsyncIterator[Running]:
 # Answers ------------------------------------------------------------------------------------------
 
 ENVELOPE = b'{"event_id":"3be4a1c07d9f4a5b8c6d7e8f90a1b2c3"}\n{"type":"event"}\n{"level":"error"}\n'
+CSP = b'{"csp-report":{"blocked-uri":"inline"}}'
 HEAP = b'{"app_id":"11","event":"page viewed","identity":"7"}'
 
 
@@ -160,6 +163,12 @@ HEAP = b'{"app_id":"11","event":"page viewed","identity":"7"}'
         ("/api/1/store/", b'{"level":40}', {}, "error_event"),
         ("/api/store/", b'{"level":40}', {}, "error_event"),
         ("/api/1/envelope/", b'{}\n{"type":"sessions"}\n{}', {}, "sessions"),
+        ("/api/1/security/?sentry_key=k", CSP, {}, "security_report"),
+        ("/api/1/csp-report/?sentry_key=k", CSP, {}, "security_report"),
+        ("/api/1/nel/?sentry_key=k", b"[{}]", {}, "dropped"),
+        ("/api/1/minidump/?sentry_key=k", b"MDMP\x00", {}, "dropped"),
+        ("/api/1/unreal/k/", b"\x00", {}, "dropped"),
+        ("/api/1/events/3be4/attachments/?sentry_key=k", b"\x00", {}, "dropped"),
         ("/api/track", HEAP, {}, "analytics_event"),
         ("/api/add_user_properties", b'{"app_id":"1","identity":"7"}', {}, "user_properties"),
         ("/api/add_account_properties", b'{"app_id":"1","account_id":"a"}', {}, "dropped"),
@@ -178,6 +187,58 @@ async def test_every_path_takes_its_dialect(
         assert answer is None or reply.json == answer
         assert [item.kind for item in it.intake.items] == [kind]
         assert len(it.log.taken) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "content_type", "word"),
+    [
+        ("/api/1/minidump/?sentry_key=k", "multipart/form-data; boundary=x", "kind_minidump"),
+        ("/api/1/unreal/k/", "application/octet-stream", "kind_unreal_report"),
+        ("/api/1/nel/?sentry_key=k", "application/reports+json", "kind_nel"),
+        ("/api/1/events/3be4/attachments/?sentry_key=k", "multipart/form-data", "kind_attachment"),
+    ],
+)
+async def test_what_is_refused_by_policy_is_counted_and_never_held(
+    path: str, content_type: str, word: str
+) -> None:
+    async with running() as it:
+        dump = PLANTED.encode() * 800_000  # above what any body may have that is held
+        assert len(dump) > BODY_BYTES
+        request = asyncio.create_task(it.post(path, dump, Content_Type=content_type))
+        while not request.done():
+            assert it.gateway._held == 0
+            await asyncio.sleep(0.005)
+        assert (await request).status == 200
+        assert it.intake.items == [Item("dropped", refused=word)]
+        assert len(it.log.taken) == 1
+
+
+async def test_what_is_only_counted_has_its_limits_too() -> None:
+    async with running(limits=Limits(forgotten_bytes=1000, body_s=0.2)) as it:
+        path = "/api/1/minidump/?sentry_key=k"
+        assert (await it.post(path, b"x" * 1000)).status == 200
+        assert (await it.post(path, b"x" * 1001)).status == 413
+        assert (await it.post(path, b"")).status == 400
+        slow = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx" % path.encode()
+        assert (await it.send(slow)).status == 408
+        assert len(it.intake.items) == 1
+
+
+async def test_a_dump_needs_a_key_like_everything_else() -> None:
+    projects = Projects({"1": Project(key="right", tenant="web")}, open_to_all=False)
+    async with running(projects=projects) as it:
+        for path, status in (
+            ("/api/1/minidump/", 401),
+            ("/api/1/minidump/?sentry_key=wrong", 403),
+            ("/api/2/minidump/?sentry_key=right", 403),
+            ("/api/1/minidump/?sentry_key=right", 200),
+            ("/api/1/unreal/wrong/", 403),
+            ("/api/1/unreal/right/", 200),
+            ("/api/1/unreal/right/?sentry_key=wrong", 401),
+            ("/api/1/security/", 401),
+            ("/api/1/security/?sentry_key=right", 200),
+        ):
+            assert (await it.post(path, CSP)).status == status
 
 
 async def test_nothing_is_acknowledged_before_it_is_durable() -> None:

@@ -16,7 +16,9 @@ import pytest
 from making import NOW, World
 
 from scrubbers.detectors import Detectors
+from telemetry.batch import encode_batches
 from telemetry.brokers import DEAD, HELD, SEALED, Entry, Polled, clean
+from telemetry.edge import Item
 from telemetry.errors import CapsuleError, DecodeError, VaultError
 from telemetry.identity import Identifier
 from telemetry.identity.vault import SuppressionState
@@ -24,6 +26,7 @@ from telemetry.parcel import HEADER, Parcel
 from telemetry.pipeline import Deliver, Drop, Hold, Park, Pseudonymizer, Terms, decide
 from telemetry.policy import load_policy
 from telemetry.rules import Schemas
+from telemetry.schema import Record
 
 ACCOUNT = 7_744_556_123
 EVENT: dict[str, Any] = {
@@ -375,3 +378,49 @@ async def test_nothing_is_finished_while_the_vault_cannot_be_asked(world: World)
         await one.step()
     assert log.finished == []
     assert len(log.parcels) == 1
+
+
+def places(record: Record, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for entry in record.fields:
+        here = (*path, entry.wire)
+        if entry.record is None:
+            yield here
+        else:
+            yield from places(entry.record, (*here, "[]") if entry.shape == "records" else here)
+
+
+def planted(path: tuple[str, ...], value: Any) -> Any:
+    for name in reversed(path):
+        value = [value] if name == "[]" else {name: value}
+    return value
+
+
+@pytest.mark.parametrize(
+    "kind", ["analytics_event", "error_event", "session", "sessions", "check_in", "user_properties"]
+)
+def test_an_address_planted_anywhere_is_in_no_parcel_and_no_recipients_shape(
+    world: World, kind: str
+) -> None:
+    mail = "kq7canary.vk@mail.example.org"
+    events: list[dict[str, Any]] = []
+    for path in places(world.schemas.records[kind]):
+        forms = (mail, f"no {mail} here", {mail: mail}, [mail, f"a {mail}"], [[mail, mail]])
+        events += [planted(path, form) for form in forms]
+    events += [{mail: mail}, {"undeclared": {"deep": [mail]}}]
+    shapes = 0
+    for event in events:
+        named = {"event": "page viewed"} if kind == "analytics_event" else {}
+        whole = {"account": ACCOUNT, **named, **event}
+        taken = world.take(Item(kind, json.dumps(whole).encode()))
+        for parcel in taken.parcels:
+            assert b"canary" not in b"".join(encode_batches([parcel])), event
+            decision = world.decide(parcel)
+            assert isinstance(decision, dict), (event, decision)
+            for outcome in decision.values():
+                if isinstance(outcome, Deliver):
+                    shapes += 1
+                    assert b"canary" not in b"".join(encode_batches([outcome.parcel])), event
+        for letter in taken.dead:
+            assert b"canary" not in b"".join(encode_batches([letter])), event
+    assert shapes >= len(events) // 2
+    assert not any("canary" in path for _, path in world.edge.unknown)

@@ -31,6 +31,9 @@ def edited(tmp_path: Path) -> Callable[[str, str, str], Path]:
 # What is changed, and the remedy an operator must read beside file and line.
 REFUSED = [
     ("recipients.toml", 'retention = "P90D"', 'retention = "P13M"', "P12M or less"),
+    ("recipients.toml", 'span = "P13M"', 'spans = "P13M"', "Use one of: analytics_event"),
+    ("recipients.toml", 'log = "P30D"', 'log = "30 days"', "Write for example P12M"),
+    ("recipients.toml", 'check_in = "P30D"', 'check_in = "P13M"', "Take 'check_in' out"),
     ("recipients.toml", 'epoch = "quarter"', 'epoch = "weekly"', "Correct it"),
     ("recipients.toml", '["error-logging"]', '["errors"]', "Use one of"),
     ("recipients.toml", 'compensation = "', 'comment = "', "Correct it"),
@@ -58,6 +61,36 @@ def test_a_policy_that_cannot_be_enforced_stops_the_start_with_its_line(
     assert caught.value.path == folder / file
     assert caught.value.line == line
     assert remedy in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("transaction", "is P13M, longer than 'error-logging' promises"),
+        ("span", "is P13M, longer than 'error-logging' promises"),
+        ("trace_metric", "is unknown, so nothing can be promised"),
+        ("feedback", "is unknown, so nothing can be promised"),
+        ("user_report", "is unknown, so nothing can be promised"),
+    ],
+)
+def test_a_kind_that_its_recipient_keeps_too_long_cannot_be_switched_on(
+    edited: Callable[[str, str, str], Path], kind: str, says: str
+) -> None:
+    folder = edited("policy/purposes.toml", '"check_in"', f'"check_in", "{kind}"') / "policy"
+    with pytest.raises(PolicyError) as caught:
+        load_policy(folder)
+    assert f"sentry.kept.{kind} {says}" in str(caught.value)
+    assert caught.value.path == folder / "recipients.toml"
+    lines = (folder / "recipients.toml").read_text("utf-8").split("\n")
+    assert lines[(caught.value.line or 0) - 1].startswith(f"{kind} = ")
+
+
+@pytest.mark.parametrize("kind", ["log", "security_report"])
+def test_one_line_switches_a_kind_on(edited: Callable[[str, str, str], Path], kind: str) -> None:
+    folder = edited("policy/purposes.toml", '"check_in"', f'"check_in", "{kind}"') / "policy"
+    policy = load_policy(folder)
+    assert policy.purpose_of_kind[kind] == "error-logging"
+    assert policy.recipients_of("error-logging") == ["sentry"]
 
 
 def test_a_missing_file_stops_the_start(edited: Callable[[str, str, str], Path]) -> None:

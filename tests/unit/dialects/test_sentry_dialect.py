@@ -11,16 +11,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from telemetry.dialects import Refusal
+from telemetry.dialects import Refusal, sentry
 from telemetry.dialects.sentry import (
     Credentials,
     Discarded,
+    Envelope,
     credentials,
     dsn_credentials,
-    parse_envelope,
-    parse_store,
 )
 from telemetry.edge import EVENT_BYTES, Item
+from telemetry.schema import load_records
+
+SHIPPED = frozenset(("error_event", "session", "sessions", "check_in"))
+ALL = frozenset(load_records())
+
+
+def parse_envelope(body: bytes, kinds: frozenset[str] = SHIPPED) -> Envelope:
+    return sentry.parse_envelope(body, kinds)
+
+
+def parse_store(body: bytes) -> Envelope:
+    return sentry.parse_store(body, SHIPPED)
+
 
 ID = "3be4a1c07d9f4a5b8c6d7e8f90a1b2c3"
 EVENT = b'{"event_id":"%s","level":"error","platform":"python"}' % ID.encode()
@@ -113,8 +125,17 @@ def test_a_check_in_takes_the_envelopes_id_unless_an_event_does() -> None:
         ("attachment", "kind_attachment"),
         ("feedback", "kind_feedback"),
         ("user_report", "kind_user_report"),
+        ("raw_security", "kind_raw_security"),
         ("replay_event", "kind_replay_event"),
+        ("replay_recording", "kind_replay_recording"),
+        ("profile", "kind_profile"),
         ("profile_chunk", "kind_profile_chunk"),
+        ("minidump", "kind_minidump"),
+        ("unreal_report", "kind_unreal_report"),
+        ("statsd", "kind_statsd"),
+        ("metric_buckets", "kind_metric_buckets"),
+        ("security", "kind_security"),
+        ("nel", "kind_nel"),
         ("alice@example.org", "kind_unknown"),
         ("", "kind_unknown"),
     ],
@@ -124,6 +145,168 @@ def test_other_items_are_dropped_by_a_word_of_ours_and_their_bytes_forgotten(
 ) -> None:
     parsed = parse_envelope(envelope({}, ({"type": word, "length": 3}, b"a\nb")))
     assert parsed.items == [Item("dropped", refused=reason)]
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "attachment",
+        "minidump",
+        "nel",
+        "otel_span",
+        "profile",
+        "profile_chunk",
+        "replay_event",
+        "replay_recording",
+        "security",
+        "statsd",
+        "unreal_report",
+        "vendor_specific",
+    ],
+)
+def test_no_policy_can_switch_on_what_no_record_describes(word: str) -> None:
+    kinds = ALL | {word}
+    (item,) = parse_envelope(envelope({}, ({"type": word}, b"{}")), kinds).items
+    assert item.kind == "dropped"
+    assert item.raw == b""
+
+
+@pytest.mark.parametrize("word", ["event", "session", "sessions", "check_in"])
+def test_what_a_policy_has_no_purpose_for_is_counted_by_its_name(word: str) -> None:
+    body = envelope({"event_id": ID}, ({"type": word}, b"{}"))
+    assert parse_envelope(body, frozenset()).items == [Item("dropped", refused=f"kind_{word}")]
+
+
+@pytest.mark.parametrize("kind", ["log", "span", "trace_metric"])
+def test_a_container_becomes_one_item_for_each_element(kind: str) -> None:
+    payload = b'{"version":2,"items":[{"body":"a"}, {"body":"b"},{}]}'
+    body = envelope({"event_id": ID}, ({"type": kind, "item_count": 3}, payload))
+    expected = [Item(kind, b'{"body":"a"}'), Item(kind, b'{"body":"b"}'), Item(kind, b"{}")]
+    assert parse_envelope(body, ALL).items == expected
+    assert parse_envelope(body).items == [Item("dropped", refused=f"kind_{kind}")]
+
+
+@pytest.mark.parametrize("payload", [b"{}", b'{"items":{}}', b"[]", b"alice", b'{"trace_id":"a"}'])
+def test_a_container_of_another_form_is_counted_and_not_taken(payload: bytes) -> None:
+    body = envelope({}, ({"type": "span"}, payload))
+    assert parse_envelope(body, ALL).items == [Item("span", refused="unknown_form")]
+
+
+def test_what_holds_nothing_is_counted_too() -> None:
+    body = envelope({}, ({"type": "log"}, b'{"items":[]}'))
+    assert parse_envelope(body, ALL).items == [Item("log", refused="empty_container")]
+    nothing = sentry.parse_security(b"[]", ALL).items
+    assert nothing == [Item("dropped", refused="kind_security_other")]
+
+
+def test_a_thousand_elements_pass_and_one_more_does_not() -> None:
+    for count in (1000, 1001):
+        payload = b'{"items":[' + b",".join([b"{}"] * count) + b"]}"
+        body = envelope({}, ({"type": "log"}, payload))
+        if count == 1000:
+            assert len(parse_envelope(body, ALL).items) == count
+        else:
+            with pytest.raises(Refusal, match="too_many_events"):
+                parse_envelope(body, ALL)
+    several = envelope({}, *([({"type": "log"}, b'{"items":[' + b"{}," * 999 + b"{}]}")] * 2))
+    with pytest.raises(Refusal, match="too_many_events"):
+        parse_envelope(several, ALL)
+
+
+def test_an_element_larger_than_a_mebibyte_is_dropped_and_its_neighbours_taken() -> None:
+    large = b'{"body":"' + b"x" * EVENT_BYTES + b'"}'
+    body = envelope({}, ({"type": "log"}, b'{"items":[{},' + large + b"]}"))
+    expected = [Item("log", b"{}"), Item("log", refused="too_large")]
+    assert parse_envelope(body, ALL).items == expected
+
+
+def test_the_envelopes_id_goes_to_the_first_item_that_may_have_it() -> None:
+    body = envelope(
+        {"event_id": ID}, ({"type": "user_report"}, b"{}"), ({"type": "feedback"}, b"{}")
+    )
+    assert [item.event_id for item in parse_envelope(body, ALL).items] == ["", ID]
+    transaction = envelope({"event_id": ID}, ({"type": "transaction"}, EVENT))
+    assert parse_envelope(transaction, ALL).items == [Item("transaction", EVENT, ID)]
+
+
+def test_sessions_that_name_nobody_stay_together() -> None:
+    payload = b'{"attrs":{"release":"r@1"},"aggregates":[{"exited":1},{"exited":2}]}'
+    parsed = parse_envelope(envelope({}, ({"type": "sessions"}, payload)))
+    assert parsed.items == [Item("sessions", payload)]
+
+
+@given(st.lists(st.sampled_from([None, "4711", 4712, "", "x"]), max_size=12))
+@settings(max_examples=60, deadline=None)
+def test_each_bucket_that_names_somebody_becomes_an_item_and_none_is_lost(dids: list[Any]) -> None:
+    buckets = [{"exited": n} | ({} if did is None else {"did": did}) for n, did in enumerate(dids)]
+    payload = json.dumps({"aggregates": buckets, "attrs": {"release": "r@1"}}).encode()
+    found = parse_envelope(envelope({}, ({"type": "sessions"}, payload))).items
+    parts = [json.loads(item.raw) for item in found]
+    assert {item.kind for item in found} <= {"sessions"}
+    assert all(part["attrs"] == {"release": "r@1"} for part in parts)
+    kept = [bucket for part in parts for bucket in part["aggregates"]]
+    assert sorted(kept, key=lambda one: one["exited"]) == buckets
+    for part in parts:
+        named = [bucket for bucket in part["aggregates"] if bucket.get("did")]
+        assert not named or len(part["aggregates"]) == 1
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b'{"aggregates":"did","attrs":{},"did":1}',
+        b'{"aggregates":[{"did":[4711]}]}',
+        b'{"aggregates":[7],"x":{"did":1}}',
+        b'{"aggregates":[],"did":1}',
+        b'{"aggregates":[{"did":null},{"did":""}]}',
+        b'"did"',
+    ],
+)
+def test_sessions_of_another_form_go_to_the_record_as_they_are(payload: bytes) -> None:
+    found = parse_envelope(envelope({}, ({"type": "sessions"}, payload))).items
+    assert found == [Item("sessions", payload)]
+
+
+CSP = b'{"csp-report":{"document-uri":"https://a.example/","blocked-uri":"inline"}}'
+CSP_MODERN = b'{"type":"csp-violation","body":{"documentURL":"https://a.example/"}}'
+NEL = b'{"type":"network-error","body":{"server_ip":"203.0.113.7"}}'
+
+
+def test_a_policy_violation_is_taken_in_both_forms_and_other_reports_are_counted() -> None:
+    kinds = frozenset(("security_report",))
+    for body in (CSP, b" " + CSP):
+        assert sentry.parse_security(body, kinds).items == [Item("security_report", body)]
+    many = sentry.parse_security(b"[%b,%b,%b,{}, 7]" % (CSP_MODERN, NEL, CSP), kinds).items
+    assert many == [
+        Item("security_report", CSP_MODERN),
+        Item("dropped", refused="kind_nel"),
+        Item("security_report", CSP),
+        Item("dropped", refused="kind_security_other"),
+        Item("dropped", refused="kind_security_other"),
+    ]
+    within = parse_envelope(envelope({"event_id": ID}, ({"type": "raw_security"}, CSP)), kinds)
+    assert within.items == [Item("security_report", CSP, ID)]
+
+
+def test_reports_of_browsers_are_not_even_read_where_they_are_off() -> None:
+    for body in (CSP, b"alice@example.org"):
+        found = sentry.parse_security(body, SHIPPED).items
+        assert found == [Item("dropped", refused="kind_raw_security")]
+
+
+@given(st.binary(max_size=300))
+@settings(max_examples=150, deadline=None)
+def test_no_bytes_make_an_open_container_or_report_fail_otherwise(payload: bytes) -> None:
+    items = [({"type": word, "length": len(payload)}, payload) for word in sorted(sentry._KINDS)]
+    for parse in (
+        lambda: parse_envelope(envelope({}, *items), ALL),
+        lambda: sentry.parse_security(payload, ALL),
+        lambda: sentry.parse_security(b"[" + payload, ALL),
+    ):
+        try:
+            parse()
+        except Refusal as error:
+            assert error.status in (400, 413)  # noqa: PT017 - either outcome is fine
 
 
 def test_dashes_and_capitals_in_the_event_id_do_not_matter() -> None:

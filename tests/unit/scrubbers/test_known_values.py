@@ -41,10 +41,10 @@ _KNOWN = KnownValues(
         ("jane%20doe", "<name>"),
         ("JÜRGEN MÜLLER", "<name>"),
         (json.dumps({"n": "Jürgen Müller"}), '{"n": "<name>"}'),
-        (quote(_MAIL, safe=""), "<email>"),
-        (quote(quote(_MAIL, safe=""), safe=""), "<email>"),
-        (_MAIL.encode().hex(), "<email>"),
-        (_MAIL.encode().hex().upper(), "<email>"),
+        (quote(_MAIL, safe=""), "<email:1>"),
+        (quote(quote(_MAIL, safe=""), safe=""), "<email:1>"),
+        (_MAIL.encode().hex(), "<email:1>"),
+        (_MAIL.encode().hex().upper(), "<email:1>"),
         ("host 203-0-113-9 and 9.113.0.203.in-addr.arpa", "host <ip> and <ip>.in-addr.arpa"),
         ("S3SS10N-ABCDEF", "<session>"),
         ("likes Pole Vaulting", "likes <id>"),
@@ -59,7 +59,7 @@ def test_a_known_value_goes_in_whatever_form(text: str, wanted: str) -> None:
 @pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
 def test_base64_hides_no_value_at_any_alignment(lead: int, encode: object) -> None:
     blob = encode(b"?" * lead + _MAIL.encode() + b"tail")  # type: ignore[operator]
-    assert redact_text(f"x {blob.decode()} y", known=_KNOWN)[0] == "x <email> y"
+    assert redact_text(f"x {blob.decode()} y", known=_KNOWN)[0] == "x <email:1> y"
 
 
 @pytest.mark.parametrize(

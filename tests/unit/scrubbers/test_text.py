@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from scrubbers import KnownValues, Numbering, redact_text
+from scrubbers.model import Remark
 from scrubbers.text import MAX_FIELD_BYTES
 
 
@@ -111,6 +112,39 @@ def test_text_that_no_encoding_can_write_becomes_valid() -> None:
 def test_known_values_go_before_any_detector() -> None:
     known = KnownValues([("account", "4711"), ("email", "jane@example.com")])
     redacted, remarks = redact_text("4711 is jane@example.com at 203.0.113.7", known=known)
-    assert redacted == "<account> is <email> at <ip>"
+    assert redacted == "<account> is <email:1> at <ip>"
     assert [remark.rule for remark in remarks] == ["known_value", "known_value", "ipv4"]
     assert redact_text(redacted, known=known) == (redacted, ())
+
+
+def test_a_known_value_reads_as_if_it_were_found() -> None:
+    known = KnownValues([("account", "jane@example.com"), ("user", "jdoe")])
+    for text in ("no mail to {}", "email={}&x=1", "{} is not john@example.com"):
+        own = redact_text(text.format("jane@example.com"), known=known)[0]
+        assert own == redact_text(text.format("anna@example.com"), known=known)[0]
+    assert redact_text("username=jdoe", known=known) == (
+        redact_text("username=anna", known=known)[0],
+        (Remark((), "known_value", "replace", 9, 15),),
+    )
+
+
+def test_numbers_stand_from_left_to_right_whoever_finds_the_value() -> None:
+    numbering = Numbering()
+    known = KnownValues([("email", "jane@example.com")])
+    text, remarks = redact_text(
+        "john@example.com, jane@example.com, john@example.com", known=known, numbering=numbering
+    )
+    assert text == "<email:1>, <email:2>, <email:1>"
+    assert [text[one.start : one.end] for one in remarks] == text.split(", ")
+    assert redact_text("jane@example.com", numbering=numbering)[0] == "<email:2>"
+    assert redact_text("anna@example.com", numbering=numbering)[0] == "<email:3>"
+
+
+def test_numbers_that_nobody_sees_are_given_again() -> None:
+    numbering = Numbering()
+    known = KnownValues([("email", "jane@example.com")])
+    swallowed = redact_text("password=jane@example.com", known=known, numbering=numbering)[0]
+    assert swallowed == "password=<secret>"
+    many = " ".join(f"a{n}@example.com" for n in range(300))
+    assert redact_text(many, numbering=numbering)[0] == "<redacted>"
+    assert redact_text("john@example.com", numbering=numbering)[0] == "<email:1>"

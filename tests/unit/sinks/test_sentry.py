@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given, settings
@@ -129,9 +129,11 @@ class TestErrorEvents(Suite):
                 "queue-name": {"": {"rem": [["!config", "s"]]}},
             },
             "contexts": {"browser": {"name": {"": {"rem": [["!config", "s"]]}}}},
+            # An entry whose name is not shown: the nearest part of its path says so.
+            "extra": {"": {"rem": [["!config", "x"]]}},
         }
         assert event["request"]["data"] is None
-        assert "email" not in event["user"]
+        assert event["user"]["email"] is None
         privacy = event["contexts"]["privacy"]
         assert privacy["policy"] == "c0ffee123456"
         assert privacy["notice"] == "2026-03"
@@ -339,6 +341,299 @@ class TestCheckIns(Suite):
         )
 
 
+class TestAggregates(Suite):
+    kind = "sessions"
+    tagged = False
+
+    def event(self, number: int) -> Scrubbed:
+        aggregates = [{"started": "2026-03-31T09:00:00Z", "exited": number + 1}]
+        return Scrubbed(
+            json.dumps({"aggregates": aggregates, "attrs": {"release": "web@1"}}).encode()
+        )
+
+    def stored(self, stand_in: SentryStandIn) -> Sequence[str]:
+        found = {one["aggregates"][0]["exited"] - 1 for one in stand_in.payloads("sessions")}
+        return [self.shaping(number).delivery_id for number in found]
+
+    def test_the_token_stands_in_the_one_bucket_and_in_none_of_several(self) -> None:
+        sink = SentrySink(dsn=DSN)
+        one = json.loads(sink.shape(self.event(1), self.shaping(1)))
+        assert one["aggregates"][0]["did"] == "ps1_own_u_01conformance"
+        assert "did" not in one
+        two = json.dumps({"aggregates": [{"exited": 1}, {"exited": 2}], "attrs": {}}).encode()
+        assert b"ps1_own_u" not in sink.shape(Scrubbed(two), self.shaping(1))
+        nobody = sink.shape(self.event(1), replace(self.shaping(1), tokens={}))
+        assert b"did" not in nobody
+
+
+TRACE, SPAN = "4b" * 16, "5c" * 8
+
+
+class TestTransactions(Suite):
+    kind = "transaction"
+
+    def event(self, number: int) -> Scrubbed:
+        event = {
+            "type": "transaction",
+            "platform": "python",
+            "transaction": f"GET /orders/{number}",
+            "start_timestamp": "2026-03-31T09:14:59.500000Z",
+            "timestamp": "2026-03-31T09:15:00Z",
+            "user": {"ip_address": "203.0.113.0/24"},
+            "contexts": {
+                "trace": {
+                    "trace_id": TRACE,
+                    "span_id": SPAN,
+                    "data": {"http.client_ip": "203.0.113.0/24", "http.method": "GET"},
+                }
+            },
+            "spans": [
+                {
+                    "trace_id": TRACE,
+                    "span_id": "6d" * 8,
+                    "parent_span_id": SPAN,
+                    "op": "http.client",
+                    "description": "GET https://app.example.com/users/<account>",
+                    "start_timestamp": "2026-03-31T09:14:59.600000Z",
+                    "timestamp": "2026-03-31T09:14:59.700000Z",
+                    "data": {"client.address": "198.51.100.0/24", "http.method": "GET"},
+                }
+            ],
+        }
+        return Scrubbed(json.dumps(event).encode())
+
+    def stored(self, stand_in: SentryStandIn) -> Sequence[str]:
+        return sorted({one["event_id"] for one in stand_in.payloads("transaction")})
+
+    def shaped(self, **changes: Any) -> dict[str, Any]:
+        event = json.loads(self.event(1)) | changes
+        sink = SentrySink(dsn=DSN)
+        return dict(json.loads(sink.shape(Scrubbed(json.dumps(event).encode()), self.shaping(1))))
+
+    def test_addresses_become_a_prefix_beside_the_spans(self) -> None:
+        event = self.shaped()
+        assert event["tags"]["ip_prefix"] == "203.0.113.0/24"
+        assert event["user"] == {"id": "ps1_own_u_01conformance", "ip_address": None}
+        assert "client.address" not in event["spans"][0]["data"]
+        assert event["contexts"]["trace"]["data"] == {"http.method": "GET"}
+        assert self.shaped(user={})["tags"]["ip_prefix"] == "198.51.100.0/24"
+
+    def test_a_span_without_ids_or_times_is_left_out(self) -> None:
+        whole = json.loads(self.event(1))["spans"][0]
+        for name in ("trace_id", "span_id", "timestamp", "start_timestamp"):
+            part = {key: value for key, value in whole.items() if key != name}
+            assert len(self.shaped(spans=[whole, part])["spans"]) == 1
+
+    def test_without_a_trace_it_is_none(self) -> None:
+        for contexts in ({}, {"trace": {}}, {"trace": {"trace_id": TRACE}}, None):
+            with pytest.raises(EventError, match="unshapeable"):
+                self.shaped(contexts=contexts)
+
+    def test_remarks_of_spans_go_with_a_span_that_is_left_out(self) -> None:
+        shaping = replace(
+            self.shaping(1), remarks=[Remark(("spans", 1, "description"), "email", "replace", 0, 3)]
+        )
+        event = json.loads(self.event(1))
+        event["spans"].insert(0, {"op": "broken"})
+        body = SentrySink(dsn=DSN).shape(Scrubbed(json.dumps(event).encode()), shaping)
+        assert "_meta" not in json.loads(body)
+
+
+class TestFeedback(Suite):
+    kind = "feedback"
+
+    def event(self, number: int) -> Scrubbed:
+        said = {"message": f"{number} " + "x" * 5000, "url": "https://app.example.com/board"}
+        return Scrubbed(json.dumps({"platform": "node", "contexts": {"feedback": said}}).encode())
+
+    def stored(self, stand_in: SentryStandIn) -> Sequence[str]:
+        return sorted({one["event_id"] for one in stand_in.payloads("feedback")})
+
+    def test_without_a_message_it_is_none(self) -> None:
+        for body in (b"{}", b'{"contexts":{"feedback":{}}}'):
+            with pytest.raises(EventError, match="unshapeable"):
+                SentrySink(dsn=DSN).shape(Scrubbed(body), self.shaping(1))
+
+
+class TestUserReports(Suite):
+    kind = "user_report"
+    tagged = False
+
+    def event(self, number: int) -> Scrubbed:
+        return Scrubbed(json.dumps({"event_id": f"{number:032x}", "comments": "no"}).encode())
+
+    def stored(self, stand_in: SentryStandIn) -> Sequence[str]:
+        found = {int(one["event_id"], 16) for one in stand_in.payloads("user_report")}
+        return [self.shaping(number).delivery_id for number in found]
+
+    def test_nothing_but_the_comment_and_its_error_is_sent(self) -> None:
+        body = SentrySink(dsn=DSN).shape(self.event(3), self.shaping(3))
+        assert json.loads(body) == {"event_id": f"{3:032x}", "comments": "no"}
+        with pytest.raises(EventError, match="unshapeable"):
+            SentrySink(dsn=DSN).shape(Scrubbed(b'{"comments":"no"}'), self.shaping(3))
+
+
+class TestSecurityReports(Suite):
+    kind = "security_report"
+    tagged = False
+
+    def event(self, number: int) -> Scrubbed:
+        body = {
+            "documentURL": "https://app.example.com/board",
+            "blockedURL": "inline",
+            "effectiveDirective": "script-src-elem",
+            "lineNumber": number,
+        }
+        return Scrubbed(json.dumps({"type": "csp-violation", "body": body}).encode())
+
+    def stored(self, stand_in: SentryStandIn) -> Sequence[str]:
+        with_id = [item for item in stand_in.items if item.type == "raw_security"]
+        return sorted({item.envelope["event_id"] for item in with_id})
+
+    def test_both_forms_become_the_one_that_every_sentry_takes(self) -> None:
+        sink = SentrySink(dsn=DSN)
+        modern = json.loads(sink.shape(self.event(3), self.shaping(3)))
+        assert modern == {
+            "csp-report": {
+                "document-uri": "https://app.example.com/board",
+                "blocked-uri": "inline",
+                "effective-directive": "script-src-elem",
+                "violated-directive": "script-src-elem",
+                "line-number": 3,
+            }
+        }
+        again = sink.shape(Scrubbed(json.dumps(modern).encode()), self.shaping(3))
+        assert json.loads(again) == modern
+        for body in (b"{}", b'{"csp-report":{}}', b'{"type":"csp-violation","body":{}}'):
+            with pytest.raises(EventError, match="unshapeable"):
+                sink.shape(Scrubbed(body), self.shaping(3))
+
+
+class Elements(Suite):
+    """What travels in containers."""
+
+    element: ClassVar[dict[str, Any]]
+
+    def event(self, number: int) -> Scrubbed:
+        attributes = {
+            "http.response.status_code": {"value": 200},
+            "cache.hit": {"value": True},
+            "sentry.sample_rate": {"value": 0.5},
+            "client.address": {"value": "203.0.113.0/24"},
+            "user.id": {},
+        }
+        return Scrubbed(
+            json.dumps(
+                {"trace_id": f"{number:032x}", "attributes": attributes, **self.element}
+            ).encode()
+        )
+
+    def stored(self, stand_in: SentryStandIn) -> Sequence[str]:
+        containers = stand_in.payloads(self.kind)
+        found = {int(one["trace_id"], 16) for each in containers for one in each["items"]}
+        return [self.shaping(number).delivery_id for number in found]
+
+    def test_identity_promise_and_types_stand_in_its_attributes(self) -> None:
+        shaped = json.loads(SentrySink(dsn=DSN).shape(self.event(1), self.shaping(1)))
+        assert shaped["attributes"] == {
+            "http.response.status_code": {"value": 200, "type": "integer"},
+            "cache.hit": {"value": True, "type": "boolean"},
+            "sentry.sample_rate": {"value": 0.5, "type": "double"},
+            "ip_prefix": {"value": "203.0.113.0/24", "type": "string"},
+            "user.id": {"value": "ps1_own_u_01conformance", "type": "string"},
+            "organization": {"value": "ps1_own_o_conformance", "type": "string"},
+            "session": {"value": "ps1_own_s_01conformance", "type": "string"},
+            "retain_until": {"value": "2027-03-31", "type": "string"},
+            "retention_class": {"value": "12m", "type": "string"},
+            "policy": {"value": "c0ffee123456", "type": "string"},
+            "privacy.changes": {"value": "truncate_ip 1", "type": "string"},
+        }
+
+    def test_what_lacks_a_required_part_is_not_sent(self) -> None:
+        for name in (*self.element, "trace_id"):
+            if name in ("start_timestamp", "end_timestamp", "timestamp"):
+                continue
+            event = json.loads(self.event(1))
+            del event[name]
+            with pytest.raises(EventError, match="unshapeable"):
+                SentrySink(dsn=DSN).shape(Scrubbed(json.dumps(event).encode()), self.shaping(1))
+
+    def test_many_share_a_container_and_sentry_fills_nothing_in(self) -> None:
+        with self.stand_in() as sentry:
+            self.exchange(sentry, self.deliveries(sentry, 50))
+            assert len(sentry.requests) == 1
+            (item,) = sentry.items
+            assert item.headers["item_count"] == 50
+            assert item.json()["ingest_settings"] == {
+                "infer_ip": "never",
+                "infer_user_agent": "never",
+            }
+            assert sentry.addresses() == set()
+            assert sentry.violations == []
+
+    def test_a_container_stays_under_a_mebibyte(self) -> None:
+        with self.stand_in() as sentry:
+            deliveries = [
+                replace(one, body=one.body[:-1] + b',"x":"' + b"y" * 400_000 + b'"}')
+                for one in self.deliveries(sentry, 5)
+            ]
+            assert list(self.exchange(sentry, deliveries)) == [Delivered()] * 5
+            assert [len(item.json()["items"]) for item in sentry.items] in ([2, 2, 1], [2, 1, 2])
+            assert all(len(item.payload) < 2**20 for item in sentry.items)
+
+
+class TestLogs(Elements):
+    kind = "log"
+    element: ClassVar[dict[str, Any]] = {"level": "warn", "body": "row not found"}
+
+
+class TestMetrics(Elements):
+    kind = "trace_metric"
+    element: ClassVar[dict[str, Any]] = {"name": "orders", "type": "counter", "value": 3.0}
+
+
+class TestSpans(Elements):
+    kind = "span"
+    element: ClassVar[dict[str, Any]] = {
+        "span_id": SPAN,
+        "name": "GET /orders",
+        "start_timestamp": "2026-03-31T09:15:01Z",
+        "end_timestamp": "2026-03-31T09:15:01.250000Z",
+    }
+
+    def test_a_span_lasts_as_long_as_it_did(self) -> None:
+        shaped = json.loads(SentrySink(dsn=DSN).shape(self.event(1), self.shaping(1)))
+        assert shaped["end_timestamp"] - shaped["start_timestamp"] == 0.25
+        assert shaped["status"] == "ok"
+        event = json.loads(self.event(1)) | {"end_timestamp": "soon"}
+        body = SentrySink(dsn=DSN).shape(Scrubbed(json.dumps(event).encode()), self.shaping(1))
+        shaped = json.loads(body)
+        assert shaped["end_timestamp"] == shaped["start_timestamp"]
+
+
+def test_a_field_is_said_to_be_where_it_is_put() -> None:
+    places = SentrySink(dsn=DSN).places
+    address = ("attributes", "client.address", "value")
+    assert places("log", address) == (("attributes", "ip_prefix", "value"),)
+    assert places("span", ("attributes", "url.full", "value")) == (
+        ("attributes", "url.full", "value"),
+    )
+    report = "security_report"
+    assert places(report, ("body", "documentURL")) == (("csp-report", "document-uri"),)
+    assert places(report, ("csp-report", "blocked-uri")) == (("csp-report", "blocked-uri"),)
+    assert places(report, ("user_agent",)) == places(report, ("body", "sample")) == ()
+
+
+async def test_each_kind_waits_for_its_own_category() -> None:
+    suites = [TestLogs(), TestSpans(), TestTransactions(), TestFeedback(), TestErrorEvents()]
+    async with SentryStandIn() as sentry:
+        sentry.limit(["log_item", "transaction"], 30)
+        sink = SentrySink(dsn=sentry.dsn)
+        outcomes = await sink.send([suite.deliveries(sentry, 1)[0] for suite in suites])
+        assert [type(one) for one in outcomes] == [Retry, Delivered, Retry, Delivered, Delivered]
+        await sink.close()
+
+
 class TestEnvelope:
     def test_sent_at_is_fresh_on_each_attempt_and_the_event_keeps_its_time(self) -> None:
         clock = datetime(2026, 11, 1, tzinfo=UTC)
@@ -415,6 +710,7 @@ def test_a_malformed_dsn_is_refused_without_repeating_it(dsn: str) -> None:
         (429, {"retry-after": "7"}, {"": 7.0}),
         (200, {"x-sentry-rate-limits": "10::organization"}, {"": 10.0}),
         (200, {"x-sentry-rate-limits": "10:error;bogus:key:why, 20:error:org"}, {"error": 20.0}),
+        (200, {"x-sentry-rate-limits": "7:log_byte;span:org"}, {"log_item": 7.0, "span": 7.0}),
         (200, {"x-sentry-rate-limits": " 5 : error ; session : key "}, {"error": 5, "session": 5}),
         (200, {"x-sentry-rate-limits": "999999999:error:key"}, {"error": 3600.0}),
         (200, {"x-sentry-rate-limits": "nan:error:key,-4:error:key,:::,;;;"}, {}),

@@ -247,6 +247,31 @@ def sentry_takes(
 ITEM: dict[str, Any] = {"type": "event"}
 
 
+TRACED = {"trace_id": "4b" * 16}
+ELEMENTS: dict[str, dict[str, Any]] = {
+    "log": {**TRACED, "timestamp": 1.5, "level": "warn", "body": "x"},
+    "trace_metric": {**TRACED, "timestamp": 1.5, "name": "n", "type": "counter", "value": 1},
+    "span": {
+        **TRACED,
+        "span_id": "5c" * 8,
+        "name": "GET /",
+        "status": "ok",
+        "start_timestamp": 1.5,
+        "end_timestamp": 2.5,
+    },
+}
+
+
+def contained(kind: str, *elements: Any) -> tuple[dict[str, Any], bytes]:
+    suffix = {"span": "span.v2", "trace_metric": "trace-metric"}.get(kind, kind)
+    head = {
+        "type": kind,
+        "item_count": len(elements),
+        "content_type": f"application/vnd.sentry.items.{suffix}+json",
+    }
+    return head, json.dumps({"version": 2, "items": list(elements)}).encode()
+
+
 class TestSentry:
     def test_a_plain_event_breaks_no_rule(self) -> None:
         sentry = SentryStandIn()
@@ -336,6 +361,89 @@ class TestSentry:
         sentry = SentryStandIn()
         sentry_takes(sentry, body)
         assert len(sentry.violations) == 1
+
+    @pytest.mark.parametrize("kind", sorted(ELEMENTS))
+    def test_an_element_needs_its_parts_and_its_container_the_right_type(self, kind: str) -> None:
+        whole = ELEMENTS[kind]
+        sentry = SentryStandIn()
+        assert sentry_takes(sentry, envelope(contained(kind, whole, whole))) == 200
+        assert sentry.violations == []
+        for name in whole:
+            for value in (None, [], True):
+                assert sentry_takes(sentry, envelope(contained(kind, whole | {name: value}))) == 400
+        head, payload = contained(kind, whole)
+        wrong = head | {"content_type": "application/json"}
+        assert sentry_takes(sentry, envelope((wrong, payload))) == 400
+        assert sentry_takes(sentry, envelope((head | {"item_count": 7}, payload))) == 400
+        assert sentry_takes(sentry, envelope(contained(kind, 7))) == 400
+
+    @pytest.mark.parametrize(
+        ("kind", "change"),
+        [
+            ("log", {"trace_id": "short"}),
+            ("log", {"level": "loud"}),
+            ("log", {"attributes": {"a": {"value": 1, "type": "string"}}}),
+            ("log", {"attributes": {"a": {"type": "string"}}}),
+            ("log", {"attributes": {"a": "plain"}}),
+            ("log", {"attributes": {"a": {"value": 1, "type": "unheard"}}}),
+            ("log", {"attributes": {"client.address": {"value": "x", "type": "string"}}}),
+            ("trace_metric", {"type": "histogram"}),
+            ("span", {"end_timestamp": 0.5}),
+            ("span", {"parent_span_id": "x"}),
+        ],
+    )
+    def test_a_broken_rule_of_an_element_is_noted(self, kind: str, change: dict[str, Any]) -> None:
+        sentry = SentryStandIn()
+        assert sentry_takes(sentry, envelope(contained(kind, ELEMENTS[kind] | change))) == 200
+        assert len(sentry.violations) == 1
+
+    def test_the_addresses_of_a_container_are_known(self) -> None:
+        sentry = SentryStandIn()
+        address = {"client.address": {"value": "203.0.113.7", "type": "string"}}
+        head, payload = contained("log", ELEMENTS["log"] | {"attributes": address})
+        auto = payload.replace(b'"version"', b'"ingest_settings": {"infer_ip": "auto"}, "version"')
+        assert sentry_takes(sentry, envelope((head, auto))) == 200
+        assert sentry.addresses() == {"203.0.113.7", "connection"}
+
+    @pytest.mark.parametrize(
+        ("change", "status", "violations"),
+        [
+            ({}, 200, 0),
+            ({"contexts": {}}, 400, 1),
+            ({"type": "event"}, 400, 1),
+            ({"spans": None}, 400, 1),
+            ({"start_timestamp": None}, 400, 1),
+            ({"spans": [{"trace_id": "a", "span_id": "b"}]}, 400, 1),
+            ({"spans": [{"start_timestamp": 1, "timestamp": 2}]}, 400, 1),
+            ({"start_timestamp": 4_000_000_000}, 200, 1),
+        ],
+    )
+    def test_a_transaction_is_one_only_with_its_trace_times_and_spans(
+        self, change: dict[str, Any], status: int, violations: int
+    ) -> None:
+        whole = {
+            "type": "transaction",
+            "start_timestamp": 1.0,
+            "contexts": {"trace": {"trace_id": "4b" * 16, "span_id": "5c" * 8}},
+            "spans": [],
+        }
+        sentry = SentryStandIn()
+        item = ({"type": "transaction"}, event(**(whole | change)))
+        assert sentry_takes(sentry, envelope(item)) == status
+        assert len(sentry.violations) == violations
+
+    @pytest.mark.parametrize(
+        ("kind", "payload"),
+        [
+            ("feedback", event()),
+            ("feedback", event(contexts={"feedback": {}})),
+            ("user_report", b'{"comments":"no"}'),
+            ("raw_security", b"{}"),
+            ("raw_security", b'{"csp-report":{"blocked-uri":"inline"}}'),
+        ],
+    )
+    def test_reports_that_lack_what_makes_them_are_refused(self, kind: str, payload: bytes) -> None:
+        assert sentry_takes(SentryStandIn(), envelope(({"type": kind}, payload))) == 400
 
     def test_too_large_is_413(self) -> None:
         sentry = SentryStandIn()

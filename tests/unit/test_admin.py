@@ -1,0 +1,173 @@
+"""Health and metrics for anybody on the port, books and orders only through the owner's socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import stat
+from collections import Counter
+from collections.abc import AsyncIterator
+from http.client import HTTPConnection
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from telemetry.admin import Admin, NotRunningError, ask
+from telemetry.books import Books
+from telemetry.brokers import SEALED, Entry, clean
+from telemetry.metrics import exposition
+
+ENTRIES = {
+    Entry("edge", "items_in"): 5,
+    Entry("edge", "sealed"): 4,
+    Entry("edge", "dropped", "expired"): 1,
+    Entry("pseudonymizer", "scrubbed"): 3,
+    Entry("heap", "routed"): 3,
+    Entry("heap", "delivered"): 2,
+}
+BOOKS = Books(ENTRIES, {SEALED: 1, clean("heap"): 1}, ("heap",))
+
+
+class Runner:
+    """What the admin side asks of a pipeline."""
+
+    def __init__(self) -> None:
+        self.pseudonymizer = SimpleNamespace(holding="")
+        self.intake = SimpleNamespace(invalid_identifiers=Counter(account=2))
+        self.edge = SimpleNamespace(
+            unknown=Counter({("session", "vendor"): 3, ("session", "<key>"): 1})
+        )
+        self.forwarders = {
+            "heap": SimpleNamespace(paused=False),
+            "sentry": SimpleNamespace(paused=False),
+        }
+        self.seen = Counter({("requests", ("native", "200")): 7, ("refusals", ("not_json",)): 1})
+
+    async def books(self) -> Books:
+        return BOOKS
+
+
+@pytest.fixture
+def runner() -> Runner:
+    return Runner()
+
+
+@pytest.fixture
+async def admin(runner: Runner, tmp_path: Path) -> AsyncIterator[tuple[str, int]]:
+    one = Admin(runner)  # type: ignore[arg-type]
+    (tmp_path / "admin.sock").touch()  # left by a process that was killed
+    address = await one.start("127.0.0.1", 0, tmp_path / "admin.sock")
+    yield address
+    await one.stop()
+    assert not (tmp_path / "admin.sock").exists()
+
+
+async def get(address: tuple[str, int], path: str, method: str = "GET") -> tuple[int, str, str]:
+    def call() -> tuple[int, str, str]:
+        connection = HTTPConnection(*address, timeout=5)
+        try:
+            connection.request(method, path)
+            answer = connection.getresponse()
+            return answer.status, answer.getheader("Content-Type", ""), answer.read().decode()
+        finally:
+            connection.close()
+
+    return await asyncio.to_thread(call)
+
+
+async def asked(state: Path, method: str, target: str) -> Any:
+    return await asyncio.to_thread(ask, state, method, target)
+
+
+async def test_health_says_whether_it_lives_and_whether_it_works(
+    runner: Runner, admin: tuple[str, int]
+) -> None:
+    assert json.loads((await get(admin, "/health/live"))[2]) == {"live": True}
+    status, _, body = await get(admin, "/health/ready")
+    assert (status, json.loads(body)) == (200, {"ready": True, "holding": ""})
+    runner.pseudonymizer.holding = "VaultError"
+    status, _, body = await get(admin, "/health/ready")
+    assert (status, json.loads(body)) == (503, {"ready": False, "holding": "VaultError"})
+    assert (await get(admin, "/health/live"))[0] == 200
+
+
+async def test_metrics_are_the_books_in_the_text_format_of_prometheus(
+    admin: tuple[str, int],
+) -> None:
+    status, kind, text = await get(admin, "/metrics")
+    assert status == 200
+    assert kind == "text/plain; version=0.0.4; charset=utf-8"
+    found = {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert found["telemetry_items_total", "", "edge", "items_in"] == 5
+    assert found["telemetry_items_total", "dropped", "edge", "expired"] == 1
+    assert found["telemetry_pending", "clean.heap"] == 1
+    assert found["telemetry_books_difference", "items_in"] == 0
+    assert found["telemetry_books_difference", "sealed"] == 0
+    assert found["telemetry_requests_total", "200", "native"] == 7
+    assert found["telemetry_refusals_total", "not_json"] == 1
+    assert found["telemetry_invalid_identifiers", "account"] == 2
+    assert found["telemetry_undeclared_paths", "session"] == 2
+    assert found["telemetry_paused", "heap"] == 0
+    assert "vendor" not in text
+
+
+def test_a_difference_in_the_books_is_a_metric() -> None:
+    books = Books({**ENTRIES, Entry("heap", "routed"): 9}, BOOKS.pending, ("heap",))
+    text = exposition(books, {}, {}).decode()
+    assert 'telemetry_books_difference{equation="routed to heap"} 6.0' in text
+
+
+async def test_the_port_takes_no_orders_and_shows_no_books(
+    runner: Runner, admin: tuple[str, int]
+) -> None:
+    for path, method in (("/pause/heap", "POST"), ("/books", "GET"), ("/resume/all", "POST")):
+        assert (await get(admin, path, method))[0] == 404
+    assert not runner.forwarders["heap"].paused
+
+
+@pytest.mark.usefixtures("admin")
+async def test_the_socket_is_its_owners_and_takes_orders(runner: Runner, tmp_path: Path) -> None:
+    assert stat.S_IMODE((tmp_path / "admin.sock").stat().st_mode) == 0o600
+    assert await asked(tmp_path, "GET", "/books") == BOOKS.as_json()
+    assert await asked(tmp_path, "POST", "/pause/heap") == {"paused": ["heap"]}
+    assert runner.forwarders["heap"].paused
+    assert not runner.forwarders["sentry"].paused
+    assert await asked(tmp_path, "POST", "/pause/all") == {"paused": ["heap", "sentry"]}
+    assert runner.forwarders["sentry"].paused
+    assert await asked(tmp_path, "POST", "/resume/all") == {"resumed": ["heap", "sentry"]}
+    assert not any(forwarder.paused for forwarder in runner.forwarders.values())
+    assert await asked(tmp_path, "POST", "/pause/jane") == {"detail": "no such recipient"}
+    with pytest.raises(NotRunningError):
+        await asked(tmp_path, "POST", "/destroy/heap")
+
+
+@pytest.mark.parametrize("left", ["nothing", "file", "dead socket"])
+def test_where_nothing_runs_one_is_told_how_to_start_it(tmp_path: Path, left: str) -> None:
+    if left == "file":
+        (tmp_path / "admin.sock").touch()
+    if left == "dead socket":
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(tmp_path / "admin.sock"))
+    with pytest.raises(NotRunningError, match="Start it: telemetry run"):
+        ask(tmp_path, "GET", "/books")
+
+
+async def test_a_path_longer_than_a_socket_may_have_is_no_obstacle(
+    runner: Runner, tmp_path: Path
+) -> None:
+    deep = tmp_path / ("d" * 90) / ("e" * 90)
+    deep.mkdir(parents=True)
+    one = Admin(runner)  # type: ignore[arg-type]
+    await one.start("127.0.0.1", 0, deep / "admin.sock")
+    try:
+        assert (await asked(deep, "GET", "/books"))["exact"] is True
+    finally:
+        await one.stop()
