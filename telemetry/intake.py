@@ -188,7 +188,7 @@ class Intake:
                         "identifier_rejected",
                         sort=sort,
                         profile=pseudonym.profile,
-                        remedy="See pseudonyms.toml: an id that does not fit its profile is dropped.",
+                        remedy="pseudonyms.toml: an id that does not fit is dropped.",
                     )
                 self.invalid_identifiers[sort] += 1
                 remarks = [*remarks, Remark((sort,), "identifier", "invalid")]

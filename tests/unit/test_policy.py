@@ -105,7 +105,11 @@ ANNOTATIONS = [
     (', "privacy": {"class": "free_text", "treatment": "redact_text"}', "", "no privacy"),
     ('"class": "technical"', '"class": "harmless"', "unknown class 'harmless'"),
     ('"treatment": "redact_text"', '"treatment": "mask"', "unknown treatment 'mask'"),
-    ('"treatment": "redact_text"', '"treatment": "keep"', "kept as it is"),
+    (
+        '"logger", "type": ["null", "string"], "privacy": {"class": "free_text", "treatment": "redact_text"',
+        '"logger", "type": ["null", "string"], "privacy": {"class": "free_text", "treatment": "keep"',
+        "kept as it is",
+    ),
     ('"treatment": "strip"', '"treatment": "keep"', "has treatment 'keep' and type 'null'"),
     ('"format": "level"', '"format": "loud"', "unknown format 'loud'"),
     ('"kind": "account"', '"kinds": "account"', "unknown annotation 'kinds'"),
