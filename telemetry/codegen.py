@@ -64,6 +64,11 @@ def _emit_rewrite(record: Record, out: _Source) -> None:
             continue
         value = f"v_{entry.name}"
         arguments.append(value)
+        if entry.treatment == "shape" and entry.values:
+            out(1, f"{value} = among({given}, VALUES[{entry.name!r}])")
+            out(1, f"if {value}: {value} = c.shape({value}, {call})")
+            out(1, f"elif {given} is not RAW and present({given}): c.strip({call})")
+            continue
         out(1, f"{value} = {given}")
         if _emit_role(entry, value, out):
             continue

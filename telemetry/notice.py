@@ -204,7 +204,6 @@ _DONE: Final = {
     "reduce_url": "reduced to a template, then searched",
     "reduce_user_agent": "reduced to browser, system and device class",
     "shape": "only names and type classes stay, never a value",
-    "strip": "removed",
 }
 
 _NUMBERS: Final = {"long": "a whole number", "double": "a number", "boolean": "true or false"}
@@ -224,8 +223,8 @@ def _treated(entry: Field, kind: str, policy: Policy) -> str:
         return f"cut to /{profile.v4_bits} (IPv4) or /{profile.v6_bits} (IPv6)"
     if entry.treatment == "coarsen_time":
         return f"rounded down to {policy.time_grain_s(kind):g} s"
-    if entry.treatment == "strip" and entry.known:
-        return f"removed, also wherever its value stands in other text (`{entry.known}`)"
+    if entry.treatment == "strip":
+        return _removed(entry, policy)
     if entry.treatment == "reduce_url" and entry.keep_path:
         return "path kept without the name of a home directory, then searched"
     if entry.treatment == "keep" and entry.shape == "string":
@@ -233,6 +232,14 @@ def _treated(entry: Field, kind: str, policy: Policy) -> str:
     if entry.treatment == "keep":
         return f"kept ({_NUMBERS[entry.shape]})"
     return _DONE[entry.treatment]
+
+
+def _removed(entry: Field, policy: Policy) -> str:
+    if entry.known:
+        return f"removed, also wherever its value stands in other text (`{entry.known}`)"
+    if keys := policy.treatments.shape.get(entry.keys):
+        return f"removed, but for the type classes of {_codes(keys)}"
+    return "removed"
 
 
 def _properties(properties: Mapping[str, Property]) -> Iterator[list[str]]:

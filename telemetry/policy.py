@@ -143,9 +143,14 @@ class _TruncateIp(_Table, frozen=True):
     profile: str
 
 
+# A name as programs write it: anything else could be data that was used as a key.
+_Key = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_$][A-Za-z0-9_$.]{0,63}$")]
+
+
 class _Treatments(_Table, frozen=True):
     truncate_ip: _TruncateIp
     coarsen_time: dict[str, Annotated[float, msgspec.Meta(ge=0.001, le=86400)]]
+    shape: dict[str, list[_Key]] = {}
 
 
 class _AddressProfile(_Table, frozen=True):

@@ -46,6 +46,8 @@ def _input_type(entry: Field, types: Mapping[str, type]) -> tuple[Any, Any]:
         return str | int | None, None
     if entry.treatment == "coarsen_time":
         return str | int | float | None, None
+    if entry.treatment == "shape" and entry.values:
+        return msgspec.Raw, _RAW
     if entry.treatment == "shape":
         return dict[str, msgspec.Raw] | None, None
     simple: dict[str, Any] = {
@@ -112,6 +114,23 @@ def _present(raw: msgspec.Raw) -> bool:
     return len(raw) > len(b"null") or bytes(raw) not in _NULLS
 
 
+_read_map = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_read_text = msgspec.json.Decoder(str).decode
+
+
+def _among(raw: msgspec.Raw, keys: frozenset[str]) -> dict[str, msgspec.Raw] | None:
+    """Read the listed keys of a JSON object, or of a text that holds one; None without any."""
+    data: bytes | str = bytes(raw)
+    try:
+        # Some clients send a body as they read it: JSON as text.
+        if data[:1] == b'"':
+            data = _read_text(data)
+        entries = _read_map(data)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return None
+    return {key: value for key, value in entries.items() if key in keys} or None
+
+
 def _text_of(value: bool | float) -> str:  # noqa: FBT001 - a JSON scalar
     return ("true" if value else "false") if isinstance(value, bool) else str(value)
 
@@ -160,6 +179,7 @@ class CompiledRules:
             "RAW": _RAW,
             "KEY": KEY,
             "VALUES": values,
+            "among": _among,
             "present": _present,
             "text_of": _text_of,
             "event_id": _event_id,
@@ -241,7 +261,10 @@ class Schemas:
             "event": policy.events,
             "user_properties": {"": policy.user_properties},
         }
-        for kind, record in self.records.items():
+        lists = {name: frozenset(keys) for name, keys in policy.treatments.shape.items()}
+        self._check_lists(lists)
+        for kind, declared in list(self.records.items()):
+            record = self.records[kind] = _with_keys(declared, lists)
             treatments = Treatments(
                 detectors=detectors,
                 address_profile=policy.address_profile,
@@ -275,6 +298,19 @@ class Schemas:
             raise SchemaError(
                 f"purposes.toml names the kind {missing[0]!r}, for which there is no schema.",
                 remedy=f"Use one of: {', '.join(sorted(self.records))}.",
+            )
+
+    def _check_lists(self, lists: Mapping[str, frozenset[str]]) -> None:
+        named = {
+            entry.keys
+            for record in self.records.values()
+            for part in _walk(record)
+            for entry in part.fields
+        }
+        if unknown := sorted(lists.keys() - named):
+            raise SchemaError(
+                f"treatments.toml, [shape] has the list {unknown[0]!r}, which no record uses.",
+                remedy=f"Use one of: {', '.join(sorted(named - {''}))}.",
             )
 
     @property
@@ -320,6 +356,19 @@ _SHAPES: Final = {
     "boolean": "boolean",
     "object": "null",
 }
+
+
+def _with_keys(record: Record, lists: Mapping[str, frozenset[str]]) -> Record:
+    """Let the class of listed keys stay of what is stripped otherwise; else leave all as it is."""
+    fields = []
+    for entry in record.fields:
+        if keys := lists.get(entry.keys):
+            fields.append(replace(entry, shape="map", treatment="shape", values=keys))
+        elif entry.record is not None:
+            fields.append(replace(entry, record=_with_keys(entry.record, lists)))
+        else:
+            fields.append(entry)
+    return record if fields == list(record.fields) else replace(record, fields=tuple(fields))
 
 
 def _with_properties(record: Record, properties: Mapping[str, Property]) -> Record:

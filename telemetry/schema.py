@@ -48,6 +48,7 @@ _PARAMETERS: Final = frozenset(
         "role",
         "maximum",
         "declared_by",
+        "keys",
     )
 )
 _SCALARS: Final = frozenset(("string", "long", "double", "boolean"))
@@ -66,7 +67,9 @@ class Field:
         static: It is text of the program (a source line, a function), not of a request.
         form: What a kept text must look like (`scrubbers.engine.FORMATS`); beside ``redact_text``,
             what needs no scan.
-        values: What an enum allows.
+        values: What an enum allows; beside ``shape``, the keys whose class stays.
+        keys: Name of a list in treatments.toml, ``[shape]``: of what is stripped here, the type
+            classes of the values of these keys stay. With an empty list nothing does.
     """
 
     name: str
@@ -86,6 +89,7 @@ class Field:
     minimum: int = -LONGEST_INT
     maximum: int = 2**31 - 1
     declared_by: str = ""
+    keys: str = ""
     values: frozenset[str] = frozenset()
 
 
@@ -191,6 +195,7 @@ class _Reader:
             role=note.get("role", ""),
             maximum=note.get("maximum", 2**31 - 1),
             declared_by=note.get("declared_by", ""),
+            keys=note.get("keys", ""),
         )
         if problem := _misfit(result):
             raise self._refuse(f"field {name!r} {problem[0]}.", problem[1])
@@ -237,6 +242,8 @@ def _misfit(entry: Field) -> tuple[str, str] | None:
         )
     if entry.treatment == "pseudonymize" and not entry.kind:
         return "is pseudonymized without a kind", 'Add "kind": a name from pseudonyms.toml.'
+    if entry.keys and (entry.treatment != "strip" or entry.known):
+        return "has a list of keys and is not stripped", 'Use "strip", without "known".'
     if entry.treatment == "keep" and entry.shape == "string" and not entry.form:
         return (
             "is text that is kept as it is",

@@ -93,6 +93,8 @@ def _fit(entry: Field, value: Any, path: Path, ledger: Ledger) -> Any:  # noqa: 
             for pair in value
             if isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)  # noqa: PLR2004 - a pair
         }
+    if entry.treatment == "shape" and entry.values:
+        return value
     if entry.treatment == "shape":
         return value if isinstance(value, dict) else None
     if entry.shape == "map":
