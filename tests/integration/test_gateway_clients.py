@@ -129,7 +129,7 @@ def serving(
         found.store,
         projects=Projects({}, open_to_all=True),
         kinds=kinds,
-        environment="test",
+        environment="development",
         count=found.count,
     )
     loop = asyncio.new_event_loop()

@@ -59,7 +59,7 @@ class RealGateway:
             self._store,
             projects=Projects({"7": Project(key="pub123", tenant="flow")}, open_to_all=False),
             kinds=frozenset(policy.purpose_of_kind),
-            environment="test",
+            environment="development",
         )
         _, self.port = await gateway.start("127.0.0.1", 0)
         ready.set_result(None)

@@ -45,6 +45,7 @@ LAYERS = [
         "telemetry.brokers",
         "telemetry.edge",
         "telemetry.intake",
+        "telemetry.dead_letter",
         "telemetry.identity",
         "telemetry.dialects",
         "telemetry.context",

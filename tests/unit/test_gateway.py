@@ -130,7 +130,7 @@ async def running(intake: Any = None, **options: Any) -> AsyncIterator[Running]:
     options = {
         "projects": Projects({}, open_to_all=True),
         "kinds": KINDS,
-        "environment": "test",
+        "environment": "development",
         "count": count,
         **options,
     }
