@@ -347,7 +347,7 @@ class TestWhatIsLeft:
     expected: ClassVar[dict[str, object]] = {
         "transaction": (
             "GET /users/<id>",
-            "SELECT * FROM users WHERE mail = '<email>'",
+            "SELECT * FROM users WHERE mail = '<email:1>'",
             "https://app.example.com/users/<id>/board",
             12.5,
         ),
