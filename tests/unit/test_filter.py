@@ -147,7 +147,7 @@ def test_with_a_kind_the_record_decides_and_what_it_does_not_know_is_gone() -> N
     event = {"message": "for jane@example.com", "user": {"id": 4711, "email": "jane@example.com"},
              "surprise": "Jane"}  # fmt: skip
     out, filtering = run(json.dumps(event).encode(), kind="error_event")
-    assert json.loads(out) == {"message": "for <email>", "user": {}}
+    assert json.loads(out) == {"message": "for <email:1>", "user": {}}
     assert filtering.removed == {"strip": 1, "known_value": 1, "pseudonymize": 1, "undeclared": 1}
     out, filtering = run(b"no json\n", kind="error_event")
     assert (out, filtering.dropped) == (b"", {"undecodable": 1})
