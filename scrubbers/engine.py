@@ -9,7 +9,6 @@ treatment is compiled from ``schemas/*.avsc`` (`telemetry.schema`); this module 
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -125,8 +124,13 @@ class Outcome(NamedTuple):
 
 _EMPTY: Final = frozenset(("", "null", "None", "[Filtered]"))
 _LEVELS: Final = {10: "debug", 20: "info", 30: "warning", 40: "error", 50: "fatal"}
-_HEX = re.compile(r"(?:0x)?[0-9a-fA-F-]{1,72}")
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:/-]{0,63}|[0-9]{1,20}")
+# An id, an address of memory, or a UUID with what SDKs add to it. Twelve to nineteen digits alone
+# are as likely a card or a telephone.
+_HEX = re.compile(
+    r"(?:0x)?(?![0-9]{12,19}\Z)[0-9a-fA-F]{1,64}"
+    r"|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}(?:-[0-9a-fA-F]{1,8})?"
+)
+_NAME = re.compile(r"[A-Za-z_](?:[A-Za-z_.:/-]|[0-9](?![0-9]{7})){0,63}|[0-9]{1,15}")
 # name@version as Sentry has it, or a version or commit alone. What is not of this form is redacted:
 # an address could stand there.
 _RELEASE = re.compile(
@@ -445,6 +449,7 @@ def scrub(
 
     Raises:
         EventError: It cannot be read, or a text could not be made safe.
+        OverflowError: It names more identifiers than can be looked for.
     """
     ledger = Ledger(rules.treatments, client_address)
     ledger.known.extend(known)
@@ -541,12 +546,9 @@ def _suspects(texts: list[str], detectors: Detectors, known: KnownValues | None)
         searched = texts
     data = joined.encode()
     found: set[int] = set()
-    if any(True for _ in detectors.anchors(data)):
+    if detectors.gate_bytes(data):
         ends = list(accumulate(len(text.encode()) + 1 for text in searched))
-        for start, end in detectors.anchors(data):
-            # An anchor may begin with the separator: then what it found is behind it.
-            first = bisect_right(ends, start)
-            found.update(range(first, bisect_right(ends, max(start, end - 1)) + 1))
+        found = detectors.suspects(data, ends)
     if known is not None and known.found_in(joined):
         found.update(n for n, text in enumerate(texts) if known.found_in(text))
     return found

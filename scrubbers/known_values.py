@@ -28,7 +28,9 @@ KINDS = {
 _MIN_ANYWHERE = 4
 _MIN_ENCODED = 6
 _MAX_VALUE = 512
-_MAX_VALUES = 64
+_MAX_VALUES = 512
+_MAX_OTHERS = 48
+_MANY = frozenset(("ip", "id"))
 _MAX_LINE_DIGITS = 6
 _MAX_OCCURRENCES = 300
 # What stands before a short id: user 42, id=42, /users/42, "account_id": 42, #42.
@@ -58,6 +60,10 @@ class KnownValues:
         values: Pairs of a word of `KINDS` and a value. Empty values are skipped. A value of fewer
             than 4 characters counts only where an id is expected: ``user 42``, ``/users/42``.
 
+    Raises:
+        OverflowError: More identifiers than any request has (512). Of addresses, cookies and
+            the like, of which a client can send any number, the first 48 are taken.
+
     Source:
         DESIGN 3, "known values"; found plain, in other case, percent-, JSON-, HTML-, hex- and
         Base64-encoded (at each of three alignments).
@@ -72,13 +78,23 @@ class KnownValues:
     __slots__ = ("_cores", "_exact", "_exact_cores", "_folded", "_pairs")
 
     def __init__(self, values: Iterable[tuple[str, str]]) -> None:
-        pairs = {}
+        pairs: dict[str, str] = {}
+        others = 0
         for kind, value in values:
-            form = searchable(value).strip()
-            if form:
-                pairs[form] = KINDS.get(kind, "id")
+            form = searchable(value).strip()[:_MAX_VALUE]
+            if not form or pairs.get(form) == "name":  # a name is looked for in its parts too
+                continue
+            word = KINDS.get(kind, "id")
+            # Headers can name any number of addresses and cookies; who it is about comes first.
+            if form not in pairs and word in _MANY:
+                others += 1
+                if others > _MAX_OTHERS:
+                    continue
+            pairs[form] = word
+        if len(pairs) > _MAX_VALUES:
+            raise OverflowError
         # The longest first: a whole name goes before its part. Requests carry a handful.
-        longest = sorted(pairs, key=len, reverse=True)[:_MAX_VALUES]
+        longest = sorted(pairs, key=len, reverse=True)
         self._pairs = tuple((pairs[form], form) for form in longest)
         self._folded: tuple[_Needle, ...] | None = None
         self._exact: tuple[_Needle, ...] = ()

@@ -78,8 +78,8 @@ _COUNTRIES = frozenset(phonenumbers.SUPPORTED_REGIONS)
 # Accounts that belong to software, not to a person, and words that stand where a name would.
 _NO_PERSON = frozenset(
     b"root admin administrator system nobody guest test tester user users daemon www-data www nginx"
-    b" apache httpd postgres postgresql mysql mariadb redis mongodb oracle sa dba git svn jenkins ci"
-    b" build deploy deployer runner backup operator ftp anonymous mail postfix dovecot news uucp"
+    b" apache httpd postgres postgresql mysql mariadb redis mongodb oracle sa dba git svn jenkins"
+    b" ci build deploy deployer runner backup operator ftp anonymous mail postfix dovecot news uucp"
     b" cyrus lp bin sys sync games sshd ntp chrony dbus polkitd systemd messagebus docker kube k8s"
     b" hadoop hdfs yarn spark hive kafka zookeeper elastic elasticsearch logstash kibana vagrant"
     b" ubuntu debian centos fedora ec2-user pi default demo example service localsystem app api web"
@@ -99,6 +99,9 @@ _HOST_WORDS = frozenset(
     b"ip ec host dyn dynamic static pool client user dsl adsl vdsl cable cust customer cpe ppp p c"
     b" node broadband mobile dhcp nat ns dip".split()
 )
+# Words of their own: as a cue they need a sign, not only a space, between them and the number.
+_WEAK_CUE_BEFORE = re.compile(rb"(?i)\b(?:document|dl|sin|pass|dea|npi|mbi|cnp|tin)\s{1,2}\Z")
+_CALL_BEFORE = re.compile(rb"(?i)\b(?:call|dial|dialing|sms|cell|mobile?)\s{1,2}\Z")
 _DIRECTORY_BEFORE = re.compile(rb"(?i)\b(?:old)?pwd=\Z")
 _VERSION_BEFORE = re.compile(
     rb"(?i)(?:\bv|\bver(?:sion)?|\brelease|\bbuild|\brev(?:ision)?|\boid|\bassembly|\bfirmware)"
@@ -270,6 +273,12 @@ def phone_by_cue(data: bytes, start: int, end: int) -> Span | None:
         return None
     if re.fullmatch(rb"(?:19|20)[0-9]{2}[-./][0-9]{2}[-./][0-9]{2}.*", value):
         return None  # a date
+    if (
+        _CALL_BEFORE.search(data[max(0, start - 12) : start])
+        and value.isdigit()
+        and value[:1] != b"0"
+    ):
+        return None  # call 123456 bytes
     return start, end
 
 
@@ -388,9 +397,10 @@ def numbered(data: bytes, start: int, end: int) -> Span | None:
         return None
     digits = sum(48 <= byte <= 57 for byte in value[:cut])  # noqa: PLR2004
     is_document = digits > 1 and len(value) > 7 and value.isalnum()  # noqa: PLR2004 - C01XTMVZ2
-    if (digits < 4 and not is_document) or re.match(
-        rb"(?:19|20)[0-9]{2}-[01][0-9]-[0-3][0-9]", value
-    ):
+    if _WEAK_CUE_BEFORE.search(data[max(0, start - 12) : start]):
+        return None
+    too_few = digits < 4 and not is_document  # noqa: PLR2004
+    if too_few or re.match(rb"(?:19|20)[0-9]{2}-[01][0-9]-[0-3][0-9]", value):
         return None
     return start, start + cut
 
@@ -524,7 +534,7 @@ def _is_code_or_prose(data: bytes, before: bytes, value: bytes, end: int) -> boo
         key = re.split(rb"[^A-Za-z0-9_]+", before.rstrip(b" =:\"'>"))[-1].lower()
         name = value.rpartition(b".")[2].lower()
         if (key and key.endswith(name)) or (
-            len(key) > 3 and name.endswith(key.rpartition(b"_")[2])
+            len(key) > 3 and name.endswith(key.rpartition(b"_")[2])  # noqa: PLR2004
         ):
             return True  # password=password, password=self.password, token=current_token
         if value in {b"await", b"self", b"yield", b"lambda", b"new", b"function"}:

@@ -107,7 +107,8 @@ class Admin:
         )
 
     async def _books(self, _request: web.Request) -> web.Response:
-        return web.json_response((await self._runner.books()).as_json())
+        paused = [n for n, forwarder in self._runner.forwarders.items() if forwarder.paused]
+        return web.json_response((await self._runner.books()).as_json() | {"paused": paused})
 
     async def _order(self, request: web.Request) -> web.Response:
         order, name = request.match_info["order"], request.match_info["name"]
@@ -115,8 +116,7 @@ class Admin:
         chosen = list(forwarders) if name == "all" else [name]
         if any(recipient not in forwarders for recipient in chosen):
             return web.json_response({"detail": "no such recipient"}, status=404)
-        for recipient in chosen:
-            forwarders[recipient].paused = order == "pause"
+        self._runner.order(chosen, paused=order == "pause")
         return web.json_response({order + "d": chosen})
 
 

@@ -110,6 +110,14 @@ class Books:
                 total[entry.reason] += count
         return dict(sorted(total.items()))
 
+    def by_stage(self, outcome: str) -> dict[str, dict[str, int]]:
+        """Count by stage and reason."""
+        stages: dict[str, dict[str, int]] = {}
+        for entry, count in sorted(self.entries.items()):
+            if entry.outcome == outcome:
+                stages.setdefault(entry.stage, {})[entry.reason] = count
+        return stages
+
     def as_json(self) -> dict[str, Any]:
         """Give what ``telemetry books --json`` prints."""
         return {
@@ -121,6 +129,8 @@ class Books:
             "resent": {name: self._of(name, "resent") for name in self.recipients},
             "dropped": self.reasons("dropped"),
             "dead": self.reasons("dead"),
+            "dropped_at": self.by_stage("dropped"),
+            "dead_at": self.by_stage("dead"),
             "held": sum(self.reasons("held").values()),
             "pending": {
                 "pseudonymizer": self.pending.get(SEALED, 0),

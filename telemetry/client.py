@@ -94,6 +94,7 @@ class Client:
             destination,
             self._prepare,
             warm=self._warm,
+            away=self._tell_away,
             name=service,
             max_events=max_events,
             max_bytes=max_bytes,
@@ -228,6 +229,14 @@ class Client:
         data.setdefault("event_id", uuid4().hex)
         return msgspec.json.encode(data)
 
+    def _tell_away(self) -> None:
+        """Somebody who tries this for the first time must not wonder where the events went."""
+        if self.development:
+            self._say(
+                "away",
+                "The gateway does not take events: they wait in memory. Start one: telemetry run",
+            )
+
     def _warm(self) -> None:
         if self._scrub is None and self._edge is None and not self._refuses:
             self._load()
@@ -260,14 +269,13 @@ class Client:
                 self._unavailable = "unscanned"
                 self._say("unscannable", "re2 cannot be imported: nothing is sent to this gateway.")
             return None
-        from scrubbers.detectors import Detectors  # noqa: PLC0415 - more than may be loaded at import
         from telemetry.edge import Edge  # noqa: PLC0415
         from telemetry.policy import load_policy  # noqa: PLC0415
         from telemetry.rules import Schemas  # noqa: PLC0415
 
         try:
             policy = load_policy(Path(self._policy) if self._policy else None)
-            detectors = Detectors.compile(policy.detector_table)
+            detectors = policy.detectors
             self._edge = Edge(Schemas(policy, detectors, user_agents=False))
         except (ConfigError, ValueError) as error:
             self._unavailable = "policy"

@@ -95,7 +95,8 @@ class Settings(_Section, frozen=True):
     """Everything an operator may set.
 
     Attributes:
-        environment: ``production`` refuses development keys, open keys and stand-ins.
+        environment: Only ``development`` has open keys, stand-ins, any recipient's host, and plain
+            HTTP from outside. ``production`` refuses development keys besides.
         state: Folder for log, keys and vault.
         bind: Where clients connect. admin_bind: Health and metrics.
     """
@@ -115,6 +116,11 @@ class Settings(_Section, frozen=True):
     def production(self) -> bool:
         """Whether this is the real thing."""
         return self.environment == "production"
+
+    @property
+    def trial(self) -> bool:
+        """Whether this is somebody's own machine: open keys, stand-ins and any host are fine."""
+        return self.environment == "development"
 
     @property
     def state_dir(self) -> Path:

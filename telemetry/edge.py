@@ -16,7 +16,7 @@ import msgspec
 
 from scrubbers.engine import RULES, Outcome, scrub
 from scrubbers.model import Remark
-from telemetry.errors import DecodeError
+from telemetry.errors import DecodeError, EventError, ScrubError
 from telemetry.rules import CompiledRules, Schemas
 from telemetry.schema import Record
 
@@ -30,6 +30,8 @@ REMARKS: Final = "_remarks"
 
 _CARRIED_KEY: Final = b'"_remarks"'
 _CARRIED_REMARKS: Final = 500
+_PATH_PARTS: Final = 32
+_LIST_ITEMS: Final = 10_000
 _SAMPLE_EVERY: Final = 1000
 _UNKNOWN_PATHS: Final = 1000
 
@@ -89,8 +91,13 @@ class Edge:
         if len(item.raw) > EVENT_BYTES:
             raise DecodeError("too_large")
         rules = self._schemas.rules_for(item.kind, item.raw)
+        try:
+            outcome = scrub(
+                item.raw, rules, known=connection.known, client_address=connection.address
+            )
+        except OverflowError:
+            raise ScrubError("too_many_identifiers") from None
         self._sample(item, rules)
-        outcome = scrub(item.raw, rules, known=connection.known, client_address=connection.address)
         if _CARRIED_KEY in item.raw and (earlier := _carried(item.raw, rules)):
             return outcome._replace(remarks=[*earlier, *outcome.remarks])
         return outcome
@@ -112,7 +119,11 @@ class Edge:
         self._seen[item.kind] = seen + 1
         if seen % _SAMPLE_EVERY:
             return
-        for path in rules.unknown_paths(item.raw):
+        try:
+            paths = rules.unknown_paths(item.raw)
+        except EventError:
+            return  # the event itself was fit; this only looks for what nobody asked for
+        for path in paths:
             key = (item.kind, path)
             if key in self.unknown or len(self.unknown) < _UNKNOWN_PATHS:
                 self.unknown[key] += 1
@@ -146,17 +157,27 @@ def _carried(raw: bytes, rules: CompiledRules) -> list[Remark]:
 
 
 def _declared(record: Record, path: tuple[str | int, ...]) -> tuple[str | int, ...]:
-    """Follow a path through declared names; what lies below an open map stands as ``<key>``."""
+    """Follow a path through declared names; what lies below an open map stands as ``<key>``.
+
+    Gives nothing if the path is none: a client could write anything into one.
+    """
+    if len(path) > _PATH_PARTS:
+        return ()
     followed: list[str | int] = []
     current: Record | None = record
+    listed = False
     for part in path:
         if isinstance(part, int):
+            if not listed or not 0 <= part < _LIST_ITEMS:
+                return ()
             followed.append(part)
+            listed = False
         elif current is None:
             followed.append("<key>")
+            return tuple(followed)
         elif (entry := next((e for e in current.fields if e.wire == part), None)) is not None:
             followed.append(part)
-            current = entry.record
+            current, listed = entry.record, entry.shape in ("list", "records")
         else:
             return ()
     return tuple(followed)

@@ -191,7 +191,7 @@ class Explainer:
 
     def __init__(self, policy: Policy, schemas: Schemas | None = None) -> None:
         self.policy = policy
-        self._schemas = schemas or Schemas(policy, Detectors.compile(policy.detector_table))
+        self._schemas = schemas or Schemas(policy, policy.detectors)
         self._edge = Edge(self._schemas)
         self._terms = Terms(
             policy=policy,
@@ -340,7 +340,7 @@ class Explainer:
             record = self._schemas.rules_for(kind, sample.item.raw).record
         except EventError:
             record = self._schemas.records.get(kind, Record(name=kind, fields=()))
-        detectors = Detectors.compile(self.policy.detector_table)
+        detectors = self.policy.detectors
         names = _Names(detectors, KnownValues(()), reveal=reveal, closed=True)
         why = _REASONS.get(reason, reason)
         rows = [

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator
 from itertools import accumulate, groupby
 from typing import Any, Final, Literal, Protocol
 
-from scrubbers.detectors import SEPARATOR, Detectors
+from scrubbers.detectors import SEPARATOR
 from scrubbers.text import Numbering, redact_text
 from telemetry.dialects import BODY_BYTES, Refusal, sentry
 from telemetry.dialects.sample import is_envelope
@@ -75,7 +74,7 @@ class Filter:
 
     def __init__(self, policy: Policy, *, kind: str = "") -> None:
         self._policy, self._kind = policy, kind
-        self._detectors = Detectors.compile(policy.detector_table)
+        self._detectors = policy.detectors
         self._edge: Edge | None = None
         self.removed: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
@@ -152,15 +151,8 @@ class Filter:
         if self._key_lines or not block.isascii() or _SEPARATOR in block or b"PRIVATE KEY" in block:
             yield from range(len(lines))
             return
-        data = _SEPARATOR.join(lines)
         ends = list(accumulate(len(line) + 1 for line in lines))
-        done = -1
-        for start, end in self._detectors.anchors(data):
-            # As in `scrubbers.engine`: an anchor may begin or end with the separator.
-            first = bisect_right(ends, start)
-            last = min(bisect_right(ends, max(start, end - 1)), len(lines) - 1)
-            yield from range(max(first, done + 1), last + 1)
-            done = max(done, last)
+        yield from sorted(self._detectors.suspects(_SEPARATOR.join(lines), ends))
 
     def _line(self, line: bytes) -> bytes:
         ending = b"\r" if line.endswith(b"\r") else b""

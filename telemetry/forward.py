@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from random import SystemRandom
 from typing import Any, Final, Literal
@@ -20,6 +20,7 @@ from typing import Any, Final, Literal
 import structlog
 
 from telemetry.brokers import DEAD, Broker, Entry, Polled, clean
+from telemetry.dead_letter import Bury, forgetting
 from telemetry.errors import BrokerError
 from telemetry.parcel import Parcel
 from telemetry.sinks import Delivered, Delivery, Outcome, Refused, Retry, Sink
@@ -123,6 +124,8 @@ class Forwarder:
         drain_s: How long a stop waits for the request in flight, seconds.
         give_up_s: Age, from the first attempt of this process, at which a parcel becomes a dead
             letter ``undeliverable``; None: never, its retention ends it.
+        bury: Makes a dead letter; without a key to seal it to, its original is forgotten.
+        accepts: Tells of a policy's digest whether its parcels may still leave.
 
     Attributes:
         paused: Set it to stop sending. Takes effect before the next request; loses nothing.
@@ -147,6 +150,8 @@ class Forwarder:
         idle_s: float = 0.2,
         drain_s: float = 10.0,
         give_up_s: float | None = None,
+        bury: Bury = forgetting,
+        accepts: Callable[[str], bool] = lambda _digest: True,
     ) -> None:
         self.recipient, self.sink = recipient, sink
         self.paused = False
@@ -158,6 +163,7 @@ class Forwarder:
         self._backoff_s, self._longest_wait_s = backoff_s, longest_wait_s
         self._probe_s, self._idle_s, self._drain_s = probe_s, idle_s, drain_s
         self._give_up_s = give_up_s
+        self._bury, self._accepts = bury, accepts
         self._stop = asyncio.Event()
         self._waits: dict[str, float] = {}  # scope -> monotonic time; "" is the whole recipient
         self._failures = 0
@@ -267,6 +273,8 @@ class Forwarder:
         # A parcel cannot be made without its tags; this is the second lock on that door.
         if not parcel.body or not all(getattr(parcel, name) for name in _TAGS):
             task.final = ("dropped", "untagged")
+        elif not self._accepts(parcel.policy_digest):
+            task.final = ("dropped", "revoked_policy")
         if parcel.event_id in self._settled:
             task.final, task.attempts = self._settled[parcel.event_id]
         return task
@@ -484,9 +492,7 @@ class Forwarder:
         If the log does not take them they are kept for the next poll of the same parcels: what
         was delivered is not sent again because a disk was full.
         """
-        dead = [
-            replace(task.parcel, reason=task.final[1]) for task in tasks if task.final[0] == "dead"
-        ]
+        dead = [self._bury(task.parcel, task.final[1]) for task in tasks if task.final[0] == "dead"]
         outputs: Mapping[str, Sequence[Parcel]] = {DEAD: dead} if dead else {}
         counts = Counter(Entry(self.recipient, *task.final) for task in tasks)
         if repeats := sum(max(0, task.attempts - 1) for task in tasks):

@@ -318,7 +318,7 @@ class Gateway:
         store: Returns when they are durable. `SpoolFull` is answered 429, other `BrokerError` 503.
         projects: Who may send.
         kinds: What the policy has a purpose for: ``policy.purpose_of_kind``.
-        environment: ``production`` accepts no open `projects` and no plain HTTP from outside.
+        environment: Only ``development`` accepts open `projects` and plain HTTP from outside.
         limits: How long and how much.
         trusted_proxies: How many proxies before us append to ``X-Forwarded-For``. 0: the socket's
             peer is the client, whatever that header says.
@@ -341,10 +341,10 @@ class Gateway:
         ready: Callable[[], bool] = lambda: True,
         count: Count = _uncounted,
     ) -> None:
-        self._production = environment == "production"
-        if self._production and projects.open_to_all:
+        self._open = environment == "development"
+        if not self._open and projects.open_to_all:
             raise ConfigError(
-                "production accepts no unknown keys.",
+                "unknown keys are accepted in development only.",
                 remedy="Declare each application as [project.ID] with key and tenant.",
             )
         self._intake, self._store = intake, store
@@ -372,9 +372,9 @@ class Gateway:
             ConfigError: In production, plain HTTP on an address that others can reach.
             OSError: The port is taken.
         """
-        if self._production and tls is None and not Bind(host, port).loopback:
+        if not self._open and tls is None and not Bind(host, port).loopback:
             raise ConfigError(
-                "plain HTTP outside this machine is refused in production.",
+                "plain HTTP outside this machine is refused but in development.",
                 remedy="Bind to 127.0.0.1 behind a proxy that speaks TLS, or give a certificate.",
             )
         listening = await asyncio.get_running_loop().create_server(
@@ -567,7 +567,11 @@ class Gateway:
             known.append(("ip", address))
         if "Cookie" in headers:
             pairs = [pair.partition("=")[2].strip() for pair in headers["Cookie"].split(";")]
-            known += [("secret", value) for value in pairs[:_COOKIES] if len(value) >= _COOKIE]
+            known += [
+                ("secret", value)
+                for value in pairs[:_COOKIES]
+                if _COOKIE <= len(value) <= _COOKIE_MOST
+            ]
         return Connection(address, known)
 
     async def _body(self, request: web.BaseRequest) -> bytes:
@@ -617,6 +621,8 @@ class Gateway:
     async def _process(self, asked: _Asked, body: bytes) -> _Answer:
         """Do the work here if it is little, else in the thread, so that others are not kept."""
         small = _INLINE_PACKED_BYTES if asked.encoding else _INLINE_BYTES
+        if len(asked.connection.known) > _INLINE_KNOWN:
+            small = _INLINE_PACKED_BYTES  # each is looked for in each event
         if len(body) <= small or self._thread is None:
             return self._work(asked, body)
         loop = asyncio.get_running_loop()
@@ -660,6 +666,8 @@ class Gateway:
 _HOPS: Final = 16
 _COOKIES: Final = 20
 _COOKIE: Final = 8
+_COOKIE_MOST: Final = 256
+_INLINE_KNOWN: Final = 4
 
 
 def _bare_address(hop: str) -> str:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol
 
 import msgspec
+import structlog
 
 from scrubbers.engine import Outcome
 from scrubbers.model import Remark
@@ -28,6 +29,7 @@ from telemetry.retention import retain_until
 
 __all__ = ["Intake", "SealsIdentifiers", "SealsOriginals", "Taken"]
 
+_log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.intake")
 _FUTURE_SKEW: Final = timedelta(minutes=5)
 _NOBODY: Final = Connection()
 _SEALED, _IN = Entry("edge", "sealed"), Entry("edge", "items_in")
@@ -181,6 +183,13 @@ class Intake:
             try:
                 canonical = canonicalize(pseudonym.profile, value)
             except IdentifierError:
+                if not self.invalid_identifiers[sort]:
+                    _log.warning(
+                        "identifier_rejected",
+                        sort=sort,
+                        profile=pseudonym.profile,
+                        remedy="pseudonyms.toml: an id that does not fit is dropped.",
+                    )
                 self.invalid_identifiers[sort] += 1
                 remarks = [*remarks, Remark((sort,), "identifier", "invalid")]
                 continue

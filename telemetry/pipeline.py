@@ -21,6 +21,7 @@ import structlog
 from scrubbers.engine import rescrub, scrub
 from scrubbers.model import Remark, Scrubbed
 from telemetry.brokers import DEAD, HELD, SEALED, Broker, Entry, Polled, clean
+from telemetry.dead_letter import Bury, forgetting
 from telemetry.errors import EventError, KeyringError, TransportError
 from telemetry.identity import Domain, Identity, Sealed, SuppressionState
 from telemetry.parcel import Parcel
@@ -144,7 +145,7 @@ def decide(parcel: Parcel, identities: Named | EventError, terms: Terms, now: da
             # Another contract wrote it: read it as anybody's, and keep what today's declares.
             parcel = _renewed(parcel, terms.policy)
             outcome = scrub(parcel.body, rules)
-        remarks = [*_remarks_of(parcel), *outcome.remarks]
+        remarks = _with_names_hidden([*_remarks_of(parcel), *outcome.remarks])
     except EventError as error:
         if error.reason == "undeclared_event":
             return Drop(error.reason)
@@ -187,6 +188,18 @@ def _of_subject(parcel: Parcel, identities: Named, policy: Policy) -> Drop | Hol
     if policy.purposes[parcel.purpose].consent and state == "ACTIVE":
         return Drop("no_consent")
     return _STATES.get(state)
+
+
+def _with_names_hidden(remarks: list[Remark]) -> list[Remark]:
+    """Hide the names of entries in a map of which today one was too personal to show.
+
+    An earlier remark may have shown it, when the policy of its day allowed that.
+    """
+    maps = {remark.path[:-1] for remark in remarks if remark.path[-1:] == ("<key>",)}
+    return [
+        remark._replace(path=(*remark.path[:-1], "<key>")) if remark.path[:-1] in maps else remark
+        for remark in remarks
+    ]
 
 
 def _remarks_of(parcel: Parcel) -> list[Remark]:
@@ -260,6 +273,7 @@ class Pseudonymizer:
         terms: Policy, schemas, sinks.
         on_storage: Runs a function of the broker on the one thread that may use it.
         on_scrub: Runs a function on the thread for work of the processor.
+        bury: Makes a dead letter; without a key to seal it to, its original is forgotten.
         now: Aware UTC clock.
     """
 
@@ -271,10 +285,12 @@ class Pseudonymizer:
         *,
         on_storage: Callable[..., Awaitable[Any]],
         on_scrub: Callable[..., Awaitable[Any]],
+        bury: Bury = forgetting,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._broker, self._identity, self._terms = broker, identity, terms
         self._on_storage, self._on_scrub, self._now = on_storage, on_scrub, now
+        self._bury = bury
         self.holding = ""
         """Why nothing is taken at the moment; empty if all is well."""
 
@@ -327,16 +343,20 @@ class Pseudonymizer:
         counts: Counter[Entry] = Counter()
         for parcel, identities in zip(parcels, resolved, strict=True):
             decision = decide(parcel, identities, self._terms, now)
-            _enter(parcel, decision, outputs, counts)
+            _enter(parcel, decision, outputs, counts, self._bury)
         return outputs, counts
 
 
 def _enter(
-    parcel: Parcel, decision: Decision, outputs: dict[str, list[Parcel]], counts: Counter[Entry]
+    parcel: Parcel,
+    decision: Decision,
+    outputs: dict[str, list[Parcel]],
+    counts: Counter[Entry],
+    bury: Bury,
 ) -> None:
     """Turn one decision into outputs and counts: ``sealed = scrubbed + dropped + dead + held``."""
     if isinstance(decision, Park):
-        outputs.setdefault(DEAD, []).append(replace(parcel, reason=decision.reason))
+        outputs.setdefault(DEAD, []).append(bury(parcel, decision.reason))
         counts[Entry(GROUP, "dead", decision.reason)] += 1
         return
     if isinstance(decision, Hold):

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 import msgspec
 
 from scrubbers.address import AddressProfile
+from scrubbers.detectors import Detectors
 from scrubbers.model import RuleError
 from scrubbers.shipped import extended
 from telemetry.errors import ConfigError, PolicyError
@@ -448,6 +449,22 @@ class Policy:
                     "is free text without a `reason`.",
                     "Say why a closed type does not do, or use one.",
                 )
+
+    @cached_property
+    def detectors(self) -> Detectors:
+        """The detector table, checked and compiled.
+
+        Raises:
+            PolicyError: A row cannot be used; with its line.
+        """
+        path = self.folder / "detectors.toml"
+        try:
+            return Detectors.compile(self.detector_table)
+        except RuleError as error:
+            named = re.search(r"detector (\w+)", str(error))
+            keys = ["detector", named[1]] if named else []
+            line = _key_line(path.read_text("utf-8"), keys) if keys else None
+            raise PolicyError(str(error), path=path, line=line) from None
 
     @cached_property
     def digest(self) -> str:

@@ -13,7 +13,15 @@ import inspect
 import os
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime
@@ -24,7 +32,7 @@ from urllib.parse import urlsplit
 import msgspec
 import structlog
 
-from scrubbers.detectors import Detectors
+from scrubbers.model import RuleError
 from scrubbers.user_agent import reduce_user_agent
 from telemetry import logs
 from telemetry.admin import Admin
@@ -32,8 +40,9 @@ from telemetry.books import Books
 from telemetry.brokers import DEAD, SEALED, Broker, Entry
 from telemetry.brokers.spool import Spool
 from telemetry.config import Bind, RecipientSettings, Settings
+from telemetry.dead_letter import burying
 from telemetry.edge import Edge
-from telemetry.errors import BrokerError, ConfigError
+from telemetry.errors import BrokerError, ConfigError, PolicyError
 from telemetry.forward import Forwarder, Rate
 from telemetry.gateway import Gateway, Limits, Projects
 from telemetry.identity import (
@@ -54,6 +63,8 @@ __all__ = ["Runner", "Storage", "check_host", "open_broker"]
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.run")
 _T = TypeVar("_T")
 _DRAIN_S: Final = 8.0
+_GIVE_UP_S: Final = 72 * 3600.0
+"""As long as a sealed event waits (DESIGN 5): what a recipient refuses for three days is parked."""
 """How long a stop waits for requests under way, on both sides at once: over within ten."""
 
 
@@ -113,7 +124,7 @@ class Storage:
                 done.set_exception(error)
 
     def _append(self, group: list[Taken]) -> None:
-        """Append what several requests brought: dead letters, then parcels with all counts."""
+        """Append what several requests brought: parcels, dead letters and counts together."""
         counts: Counter[Entry] = Counter()
         parcels: list[Parcel] = []
         dead: list[Parcel] = []
@@ -121,11 +132,7 @@ class Storage:
             counts.update(taken.counts)
             parcels += taken.parcels
             dead += taken.dead
-        # A dead letter without its count would unbalance the books, a count without its letter
-        # would lose it: letters first, and the counts with the rest.
-        if dead:
-            self.broker.append(DEAD, dead, {})
-        self.broker.append(SEALED, parcels, counts)
+        self.broker.append(SEALED, parcels, counts, beside={DEAD: dead} if dead else {})
 
     def close(self) -> None:
         """Finish what runs, then close the log."""
@@ -197,11 +204,15 @@ class Runner:
         os.umask(0o077)
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
         policy = load_policy(policy_dir(settings.policy.path))
-        detectors = Detectors.compile(policy.detector_table)
-        detectors.check_speed(time.thread_time)
+        detectors = policy.detectors
+        try:
+            detectors.check_speed(time.thread_time)
+        except RuleError as error:
+            raise PolicyError(str(error), path=policy.folder / "detectors.toml") from None
         reduce_user_agent("")  # loads its table now, not while the first client waits
         schemas = Schemas(policy, detectors)
         self.policy = policy
+        self._paused = _Paused(state / "paused.json")
         if not settings.production:
             initialise_development(state)
             self._say("Keys: made for development and marked insecure; production refuses them.")
@@ -219,6 +230,7 @@ class Runner:
             for name in policy.recipients
             if policy.recipients[name].sink
         }
+        bury = burying(dead_sealer)
         self.edge = Edge(schemas)
         self.intake = Intake(policy, self.edge, sealer, dead_sealer)
         scrub_thread = ThreadPoolExecutor(1, thread_name_prefix="scrub")
@@ -230,6 +242,7 @@ class Runner:
             Terms(policy=policy, schemas=schemas, register=register, sinks=self.sinks),
             on_storage=self.storage.call,
             on_scrub=lambda function, *args: loop.run_in_executor(scrub_thread, function, *args),
+            bury=bury,
         )
         for name, sink in self.sinks.items():
             rates = [
@@ -243,20 +256,25 @@ class Runner:
                 call=self.storage.call,
                 rates=rates,
                 drain_s=_DRAIN_S,
+                give_up_s=_GIVE_UP_S,
+                bury=bury,
+                accepts=register.accepts,
             )
+        for name in self._paused.read():
+            if name in self.forwarders:
+                self.forwarders[name].paused = True
+                self._say(f"{name}: paused, as ordered before. To go on: telemetry resume {name}")
         await self._listen()
 
     async def _listen(self) -> None:
         settings = self.settings
         bind, admin_bind = Bind.parse(settings.bind), Bind.parse(settings.admin_bind)
-        if settings.production and not bind.loopback:
+        if not settings.trial and not bind.loopback:
             raise ConfigError(
                 f"bind {settings.bind} would take events in clear over the network.",
                 remedy="Bind to loopback and put a TLS proxy before it.",
             )
-        projects = Projects(
-            settings.project, open_to_all=not settings.production and not settings.project
-        )
+        projects = Projects(settings.project, open_to_all=settings.trial and not settings.project)
         if projects.open_to_all:
             self._say("Clients: any key is accepted (no [project.…] is configured).")
         gateway = Gateway(
@@ -296,7 +314,7 @@ class Runner:
                 remedy="Name an importable class as module:Class.",
             ) from None
         given = _given(self.settings.recipient.get(name, RecipientSettings()))
-        if not given and not self.settings.production and sink_class.stand_in:
+        if not given and self.settings.trial and sink_class.stand_in:
             given = await self._stand_in(name, sink_class.stand_in)
         takes = inspect.signature(sink_class).parameters
         if unknown := [key for key in given if key not in takes]:
@@ -310,7 +328,7 @@ class Runner:
                 f"recipient.{name} lacks {' and '.join(map(repr, lacking))}.",
                 remedy=f"Set it in telemetry.toml under [recipient.{name}].",
             )
-        if self.settings.production:
+        if not self.settings.trial:
             check_host(name, recipient.hosts, given)
         sink = sink_class(**given)
         self._open.push_async_callback(sink.close)
@@ -322,7 +340,10 @@ class Runner:
         await asyncio.get_running_loop().run_in_executor(None, stand_in.start)
         self._open.callback(stand_in.stop)
         self.stand_ins[name] = stand_in
-        self._say(f"{name}: NOT the real one. A local stand-in at {stand_in.url} takes its place.")
+        self._say(
+            f"{name}: NOT the real one. A local stand-in takes its place and forgets all at the "
+            f"end; what came last: {stand_in.url}/"
+        )
         return dict(stand_in.settings)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -360,6 +381,12 @@ class Runner:
             await asyncio.gather(*late, return_exceptions=True)
         await self._open.aclose()
 
+    def order(self, names: Collection[str], *, paused: bool) -> None:
+        """Pause recipients or go on with them; the order outlives this process."""
+        for name in names:
+            self.forwarders[name].paused = paused
+        self._paused.write(name for name, each in self.forwarders.items() if each.paused)
+
     async def books(self) -> Books:
         """Read the books as they stand."""
         entries, pending = await self.storage.call(
@@ -394,6 +421,33 @@ def _given(settings: RecipientSettings) -> dict[str, str]:
                 "cannot be read.", path=Path(path), remedy="Name a readable file."
             ) from None
     return given
+
+
+class _Paused:
+    """Which recipients were ordered to wait: a restart must not undo what an operator ordered."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> list[str]:
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=list[str])
+        except FileNotFoundError:
+            return []
+        except (OSError, msgspec.MsgspecError):
+            raise ConfigError(
+                "cannot be read, so nobody knows which recipients were paused.",
+                path=self._path,
+                remedy="Remove it if none is to be.",
+            ) from None
+
+    def write(self, names: Iterable[str]) -> None:
+        beside = self._path.with_suffix(".new")
+        with beside.open("wb") as file:
+            file.write(msgspec.json.encode(sorted(names)))
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(self._path)
 
 
 def check_host(name: str, hosts: Sequence[str], given: Mapping[str, str]) -> None:

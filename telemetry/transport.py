@@ -184,6 +184,7 @@ class Handover:
             on the background thread only.
         warm: Run once by each background thread before its first entry: what would otherwise cost
             the application's first request.
+        away: Called when the gateway does not take what it was given; it is tried again.
         name: Of the service, for the gateway's log.
         max_events: Most events that wait.
         max_bytes: Most bytes that wait.
@@ -195,12 +196,13 @@ class Handover:
         prepare: Callable[[Entry], bytes | str],
         *,
         warm: Callable[[], object] = lambda: None,
+        away: Callable[[], object] = lambda: None,
         name: str = "",
         max_events: int = 10_000,
         max_bytes: int = 16 * 1024 * 1024,
     ) -> None:
         self.destination = destination
-        self._prepare, self._warm = prepare, warm
+        self._prepare, self._warm, self._away = prepare, warm, away
         self._agent = f"milchglas-python {name}".strip().encode("ascii", "replace").decode()
         self._max_events, self._max_bytes = max_events, max_bytes
         self._start_empty()
@@ -437,6 +439,7 @@ class Handover:
                 return
             attempt += 1
             self.count("retries")
+            self._away()
             self._back_off(attempt, wait_s)
 
     def _finish_first(self, outcome: str) -> None:

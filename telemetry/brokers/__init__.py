@@ -97,8 +97,22 @@ class Broker(Protocol):
     nothing of that call is durable or acknowledged.
     """
 
-    def append(self, stream: str, parcels: Sequence[Parcel], counts: Counts) -> None:
-        """Store `parcels` and add `counts` to the books; both or none, durable on return."""
+    def append(
+        self,
+        stream: str,
+        parcels: Sequence[Parcel],
+        counts: Counts,
+        *,
+        beside: Mapping[str, Sequence[Parcel]] | None = None,
+    ) -> None:
+        """Store `parcels` and add `counts` to the books; both or none, durable on return.
+
+        Args:
+            stream: Where the parcels go.
+            parcels: In order.
+            counts: What they and their like mean for the books.
+            beside: Parcels of other streams that belong to the same counts.
+        """
 
     def poll(self, stream: str, group: str, max_events: int) -> Polled:
         """Read what follows the group's position, without moving it. Does not wait."""

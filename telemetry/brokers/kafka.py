@@ -160,7 +160,14 @@ class KafkaBroker:
 
     # ------------------------------------------------------------------ the five calls
 
-    def append(self, stream: str, parcels: Sequence[Parcel], counts: Counts) -> None:
+    def append(
+        self,
+        stream: str,
+        parcels: Sequence[Parcel],
+        counts: Counts,
+        *,
+        beside: Mapping[str, Sequence[Parcel]] | None = None,
+    ) -> None:
         """Store parcels and add counts; returns when all in-sync replicas have both.
 
         Raises:
@@ -169,12 +176,13 @@ class KafkaBroker:
         with self._lock:
             self._ready()
             books = self._books_of_member() + Counter(counts)
-            books[Entry(_STORED, stream)] += len(parcels)
             records: list[_Record] = []
-            if parcels:
-                topic = self._topic(stream)
-                partition = self._appended % self._partition_count(topic)
-                records += _records(topic, partition, parcels)
+            for name, some in {**(beside or {}), stream: parcels}.items():
+                books[Entry(_STORED, name)] += len(some)
+                if some:
+                    topic = self._topic(name)
+                    partition = self._appended % self._partition_count(topic)
+                    records += _records(topic, partition, some)
             self._send([*records, self._book(self._member, _encode_counts(books))])
             self._own = books
             self._appended += 1

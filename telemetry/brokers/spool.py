@@ -154,7 +154,14 @@ class Spool:
 
     # ------------------------------------------------------------------ the five calls
 
-    def append(self, stream: str, parcels: Sequence[Parcel], counts: Counts) -> None:
+    def append(
+        self,
+        stream: str,
+        parcels: Sequence[Parcel],
+        counts: Counts,
+        *,
+        beside: Mapping[str, Sequence[Parcel]] | None = None,
+    ) -> None:
         """Store parcels and add counts; both or none, on disk on return.
 
         Raises:
@@ -162,6 +169,8 @@ class Spool:
             BrokerError: The file cannot be written. Nothing was acknowledged.
         """
         rows = self._seal(stream, parcels)
+        for other, others in (beside or {}).items():
+            rows += self._seal(other, others)
         with self._lock:
             connection = self._ready()
             if rows:

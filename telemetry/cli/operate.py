@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from telemetry import logs
@@ -72,6 +73,9 @@ async def _serve(settings: Settings) -> None:
     runner = Runner(settings, lambda line: console.print(line, style="yellow", markup=False))
     try:
         await runner.open()
+        policy = runner.policy
+        where = escape(str(policy.folder))
+        console.print(f"Policy {policy.digest[:12]} of notice {policy.notice.version}, {where}")
         host, port = runner.address
         console.print(f"[bold green]Taking events[/] at http://<any-key>@{host}:{port}/1")
         admin = ":".join(map(str, runner.admin_address))
@@ -92,13 +96,12 @@ def check(*, config: Config = None, state: State = None, as_json: Json = False) 
 
       TELEMETRY_POLICY=./policy telemetry check --json
     """
-    from scrubbers.detectors import Detectors  # noqa: PLC0415 - help must not wait for it
     from telemetry.policy import load_policy, policy_dir  # noqa: PLC0415
     from telemetry.rules import Schemas  # noqa: PLC0415
 
     settings = _settings(config, state)
     policy = load_policy(policy_dir(settings.policy.path))
-    detectors = Detectors.compile(policy.detector_table)
+    detectors = policy.detectors
     detectors.check_speed(time.thread_time)
     schemas = Schemas(policy, detectors)
     report = {
@@ -183,16 +186,20 @@ def print_books(console: Console, figures: Mapping[str, Any]) -> None:
         table.add_row(name, *map(str, row), str(figures["pending"][name]))
     console.print(table)
     for outcome in ("dropped", "dead"):
-        if figures[outcome]:
-            reasons = ", ".join(f"{reason} {count}" for reason, count in figures[outcome].items())
-            console.print(f"{outcome}: {reasons}")
+        for stage, reasons in figures[f"{outcome}_at"].items():
+            listed = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
+            console.print(f"{outcome} at {stage}: {listed}", soft_wrap=True)
+    if figures.get("paused"):
+        console.print(f"[yellow]paused: {', '.join(figures['paused'])}[/]")
     verdict = "[green]The sums agree.[/]" if figures["exact"] else "[red]The sums do not agree.[/]"
     console.print(verdict)
 
 
 @app.command()
 def pause(recipient: str, *, config: Config = None, state: State = None) -> None:
-    """Stop sending to a recipient, or to all. Nothing is lost; it waits.
+    """Stop sending to a recipient, or to all, until resumed. Nothing is lost; it waits.
+
+    Holds over restarts.
 
     Examples:
 

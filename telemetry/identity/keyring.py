@@ -324,7 +324,7 @@ class Keyring:
             raise KeyringError(
                 "holds its keys in the clear, which is for development only.",
                 path=path,
-                remedy="Create the keyset with the custody of a production profile.",
+                remedy="This version makes development keys only: see docs/limitations.md.",
             )
         keys = [_entry(entry, path) for entry in _entries(document, path)]
         primaries = [key.slot for key in keys if key.state == "PRIMARY"]

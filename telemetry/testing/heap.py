@@ -40,6 +40,9 @@ _Charge = tuple[tuple[str, ...], int, int, float]
 _KINDS: Final[dict[type, str]] = {str: "a string", dict: "an object", list: "a list"}
 
 
+_SHOWN: Final = 20
+
+
 class _BrokenError(Exception):
     """A rule that a request breaks, and the status that Heap gives for it."""
 
@@ -100,6 +103,13 @@ class HeapStandIn(StandIn):
     def settings(self) -> Mapping[str, str]:
         """URL and environment id."""
         return {"url": self.url, "app_id": next(iter(sorted(self._app_ids)), "11")}
+
+    def latest(self) -> dict[str, list[Any]]:
+        """The last events, and users with their properties."""
+        return {
+            "events": self.events[-_SHOWN:],
+            "users": [{"identity": k, "properties": v} for k, v in [*self.users.items()][-_SHOWN:]],
+        }
 
     def distinct_ids(self) -> set[str]:
         """Give everybody Heap would show as a user: identities and anonymous ids."""

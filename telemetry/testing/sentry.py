@@ -137,6 +137,9 @@ class Item:
         return json.loads(self.payload)
 
 
+_SHOWN: Final = 20
+
+
 class _RefusedError(Exception):
     """Why a request is not taken, with its status."""
 
@@ -168,6 +171,10 @@ class SentryStandIn(StandIn):
         """Payloads of ``event`` items; of equal ids only the first, as Sentry stores them."""
         self.duplicates = 0
         """Events dropped because their id was known."""
+
+    def latest(self) -> dict[str, list[Any]]:
+        """The last events."""
+        return {"events": self.events[-_SHOWN:]}
 
     @property
     def settings(self) -> Mapping[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import threading
 import time
 import zlib
@@ -15,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 from urllib.parse import parse_qs, urlsplit
 
 from aiohttp import web
@@ -141,6 +142,10 @@ class StandIn(ABC):
     @abstractmethod
     def settings(self) -> Mapping[str, str]:
         """What a sink must be given to reach this server: its keyword arguments."""
+
+    @abstractmethod
+    def latest(self) -> dict[str, list[Any]]:
+        """What came last, for ``GET /``: a person who tries this wants to look at it."""
 
     @abstractmethod
     def answer(self, request: Request) -> Reply:
@@ -305,6 +310,8 @@ class StandIn(ABC):
                 return web.Response(status=413)
         encoding = incoming.headers.get("Content-Encoding", "").strip().lower()
         decoded = inflate(bytes(raw), encoding, _BODY_BYTES)
+        if incoming.method == "GET" and incoming.rel_url.path == "/":
+            return web.json_response(self.latest(), dumps=lambda seen: json.dumps(seen, indent=1))
         request = Request(
             method=incoming.method,
             target=incoming.raw_path,

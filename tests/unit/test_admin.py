@@ -50,6 +50,10 @@ class Runner:
     async def books(self) -> Books:
         return BOOKS
 
+    def order(self, names: list[str], *, paused: bool) -> None:
+        for name in names:
+            self.forwarders[name].paused = paused
+
 
 @pytest.fixture
 def runner() -> Runner:
@@ -136,8 +140,9 @@ async def test_the_port_takes_no_orders_and_shows_no_books(
 @pytest.mark.usefixtures("admin")
 async def test_the_socket_is_its_owners_and_takes_orders(runner: Runner, tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "admin.sock").stat().st_mode) == 0o600
-    assert await asked(tmp_path, "GET", "/books") == BOOKS.as_json()
+    assert await asked(tmp_path, "GET", "/books") == BOOKS.as_json() | {"paused": []}
     assert await asked(tmp_path, "POST", "/pause/heap") == {"paused": ["heap"]}
+    assert (await asked(tmp_path, "GET", "/books"))["paused"] == ["heap"]
     assert runner.forwarders["heap"].paused
     assert not runner.forwarders["sentry"].paused
     assert await asked(tmp_path, "POST", "/pause/all") == {"paused": ["heap", "sentry"]}

@@ -10,7 +10,7 @@ import pytest
 from making import shipped
 
 from telemetry.edge import EVENT_BYTES, Connection, Edge, Item, uuid7_hex
-from telemetry.errors import DecodeError
+from telemetry.errors import DecodeError, ScrubError
 
 
 @pytest.fixture
@@ -162,3 +162,74 @@ def test_remarks_that_are_none_change_nothing(edge: Edge, remarks: object) -> No
     outcome = edge.scrub(item({"message": "hello", "_remarks": remarks}, "error_event"))
     assert outcome.remarks == []
     assert outcome.event == b'{"message":"hello"}'
+
+
+def test_who_it_is_about_is_looked_for_however_many_addresses_a_client_names(edge: Edge) -> None:
+    hops = ", ".join(f"198.51.{n // 250}.{n % 250 + 1}" for n in range(2000))
+    event = {
+        "message": "4711 ejane: no such board; token 4711",
+        "user": {"id": "4711", "username": "ejane"},
+        "request": {"headers": {"X-Forwarded-For": hops}},
+    }
+    outcome = edge.scrub(item(event, "error_event"))
+    assert (
+        json.loads(outcome.event)["message"] == "<account> <user>: no such board; token <account>"
+    )
+
+
+def test_a_name_is_found_in_parts_and_turned_round(edge: Edge) -> None:
+    event = {
+        "message": "Mustermann rief an; Mustermann, Erika; erika_mustermann",
+        "user": {"name": "Erika Mustermann", "username": "Erika Mustermann"},
+    }
+    message = json.loads(edge.scrub(item(event, "error_event")).event)["message"]
+    assert "ustermann" not in message
+    assert "rief an" in message
+
+
+def test_more_identifiers_than_any_event_has_are_no_reason_to_let_one_go(edge: Edge) -> None:
+    buckets = [{"did": f"person-{n:04}", "started": 1.0, "exited": 1} for n in range(700)]
+    raw = {"aggregates": buckets, "attrs": {"release": "person-0001 was here"}}
+    try:
+        outcome = edge.scrub(item(raw, "sessions"))
+    except ScrubError as error:
+        assert error.reason == "too_many_identifiers"
+        return
+    assert b"person-0001" not in outcome.event
+
+
+@pytest.mark.parametrize(
+    "path",
+    [[4929123412341234], ["user", 491701234567], [0] * 100_000, ["exception", "values", 99999]],
+)
+def test_a_carried_path_shows_nothing_but_declared_names_and_small_places(
+    edge: Edge, path: list[Any]
+) -> None:
+    event = {"message": "hello", "_remarks": [[path, "strip", "remove", 0, 0]]}
+    began = time.perf_counter()
+    assert edge.scrub(item(event, "error_event")).remarks == []
+    assert time.perf_counter() - began < 1
+
+
+def test_looking_for_undeclared_fields_costs_no_event(edge: Edge) -> None:
+    raw = b'{"message": "hello", "vendor": ' + b"9" * 5000 + b"}"
+    for _ in range(2):
+        assert edge.scrub(Item("error_event", raw)).event == b'{"message":"hello"}'
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("platform", "4111111111111111"),
+        ("platform", "p49301234567"),
+    ],
+)
+def test_a_technical_text_holds_no_long_number(edge: Edge, field: str, value: str) -> None:
+    outcome = edge.scrub(item({"message": "hello", field: value}, "error_event"))
+    assert outcome.event == b'{"message":"hello"}'
+
+
+@pytest.mark.parametrize("trace", ["4111-1111-1111-1111", "4111111111111111", "+4930123"])
+def test_a_technical_id_is_no_card(edge: Edge, trace: str) -> None:
+    outcome = edge.scrub(item({"contexts": {"trace": {"trace_id": trace}}}, "error_event"))
+    assert trace.encode() not in outcome.event

@@ -100,12 +100,17 @@ def test_a_missing_file_stops_the_start(edited: Callable[[str, str, str], Path])
         load_policy(folder)
 
 
+_TEXT = '"type": ["null", "string"]'
 ANNOTATIONS = [
     ('"treatment": "keep", "format": "hex", "role"', '"format": "hex", "role"', "no privacy"),
     (', "privacy": {"class": "free_text", "treatment": "redact_text"}', "", "no privacy"),
     ('"class": "technical"', '"class": "harmless"', "unknown class 'harmless'"),
     ('"treatment": "redact_text"', '"treatment": "mask"', "unknown treatment 'mask'"),
-    ('"treatment": "redact_text"', '"treatment": "keep"', "kept as it is"),
+    (
+        f'"logger", {_TEXT}, "privacy": {{"class": "free_text", "treatment": "redact_text"',
+        f'"logger", {_TEXT}, "privacy": {{"class": "free_text", "treatment": "keep"',
+        "kept as it is",
+    ),
     ('"treatment": "strip"', '"treatment": "keep"', "has treatment 'keep' and type 'null'"),
     ('"format": "level"', '"format": "loud"', "unknown format 'loud'"),
     ('"kind": "account"', '"kinds": "account"', "unknown annotation 'kinds'"),

@@ -267,11 +267,11 @@ def test_two_hundred_detectors_search_clean_text_at_200_mb_s() -> None:
             "source": "a test",
         }
     many = Detectors.compile({**detector_table(), "detector": rows})
-    data = SEPARATOR.encode().join(_clean_texts())
+    data = SEPARATOR.encode().join(_clean_texts(["session", "passenger"]))
     least = float("inf")
     for _ in range(9):  # other work on the machine is not what is measured
         began = time.thread_time()
-        list(many.anchors(data))
+        many.suspects(data, [len(data) + 1])
         least = min(least, time.thread_time() - began)
     assert len(many.rows) == 200
     assert len(data) / least > 200e6
