@@ -3,7 +3,7 @@
 const vm = require("node:vm");
 const { JSDOM } = require("jsdom");
 const bundle = require("./bundle.js");
-const transport = require("./envelopes.js");
+const { transport, finish } = require("./envelopes.js");
 
 const [file, way, id, person] = process.argv.slice(2);
 const dom = new JSDOM("<!doctype html><title>Shop</title>", {
@@ -16,4 +16,4 @@ for (const name of ["fetch", "Request", "Response", "Headers", "TextEncoder", "T
 }
 const script = new vm.Script(bundle("web.js", "browser", id, true), { filename: file });
 script.runInContext(dom.getInternalVMContext());
-dom.window.start(way, JSON.parse(person), transport).then((done) => process.exit(done ? 0 : 1));
+dom.window.start(way, JSON.parse(person), transport).then(finish);

@@ -5,7 +5,7 @@ const fs = require("node:fs");
 const vm = require("node:vm");
 const Sentry = require("@sentry/node");
 const bundle = require("./bundle.js");
-const transport = require("./envelopes.js");
+const { transport, finish } = require("./envelopes.js");
 
 const [file, way, id, person, write] = process.argv.slice(2);
 const who = JSON.parse(person);
@@ -24,4 +24,4 @@ vm.runInThisContext(code, { filename: file })(app, app.exports, require);
 app.exports
   .run(way, who, (error) => Sentry.captureException(error))
   .then(() => Sentry.close(10_000))
-  .then((done) => process.exit(done ? 0 : 1));
+  .then(finish);
