@@ -343,7 +343,7 @@ def test_every_kind_of_sentry_sdk_arrives_where_all_are_switched_on(
     assert transaction["transaction"] == "/users/<id>"
     assert {"db"} <= {span["op"] for span in transaction["spans"]}
     lines = {one["body"] for each in there.payloads("log") for one in each["items"]}
-    assert lines == {"hello <email>", "no mail to <email>"}
+    assert lines == {"hello <email:1>", "no mail to <email:1>"}
     (metrics,) = there.payloads("trace_metric")
     assert {one["name"]: one["value"] for one in metrics["items"]} == {"orders": 3, "latency": 3.5}
 
@@ -361,12 +361,12 @@ def test_every_kind_of_sentry_node_arrives_where_all_are_switched_on(
     assert "kind_attachment" in everything.dropped
     there = sent_on(world, everything)
     (feedback,) = there.payloads("feedback")
-    assert feedback["contexts"]["feedback"]["message"] == "call <email>"
+    assert feedback["contexts"]["feedback"]["message"] == "call <email:1>"
     shown = json.dumps(there.payloads(traces))
     assert "/users/<id>" in shown
     assert "GET /orders" in shown
     (line,) = [one for each in there.payloads("log") for one in each["items"]]
-    assert line["body"] == "<email> has logged in"
+    assert line["body"] == "<email:1> has logged in"
     assert line["attributes"]["user.id"]["value"].startswith("ps1_sentry_u_")
 
 
