@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Final, Protocol
+from typing import Final, Protocol, TypedDict
 
 import msgspec
 import structlog
@@ -73,6 +73,18 @@ class Taken:
 
 
 _DROPPED_REASONS: Final = frozenset(("undeclared_event", "unknown_kind"))
+
+
+class _Header(TypedDict):
+    """What the parcels of one batch have in common (`telemetry.parcel.HEADER`)."""
+
+    kind: str
+    purpose: str
+    tenant: str
+    retention_class: str
+    legal_basis: str
+    notice_version: str
+    policy_digest: str
 
 
 class Intake:
@@ -154,14 +166,8 @@ class Intake:
                 tenant=tenant,
             )
         return Parcel(
+            **self._header(item.kind, tenant),
             event_id=event_id,
-            kind=item.kind,
-            purpose=name,
-            tenant=tenant,
-            retention_class=purpose.retention,
-            legal_basis=purpose.basis,
-            notice_version=self._policy.notice.version,
-            policy_digest=self._policy.digest,
             occurred_at=occurred_at,
             received_at=received_at,
             retain_until=until,
@@ -199,21 +205,28 @@ class Intake:
     def _bury(self, item: Item, tenant: str, reason: str) -> Parcel:
         """Make a dead letter: the original only sealed, the reason from a closed set."""
         at = self._now()
-        name = self._policy.purpose_of_kind[item.kind]
-        purpose = self._policy.purposes[name]
+        header = self._header(item.kind, tenant)
         event_id = item.event_id or uuid7_hex()
         return Parcel(
+            **header,
             event_id=event_id,
-            kind=item.kind,
-            purpose=name,
-            tenant=tenant,
-            retention_class=purpose.retention,
-            legal_basis=purpose.basis,
-            notice_version=self._policy.notice.version,
-            policy_digest=self._policy.digest,
             occurred_at=at,
             received_at=at,
-            retain_until=retain_until(at, self._policy.retention[purpose.retention]),
+            retain_until=retain_until(at, self._policy.retention[header["retention_class"]]),
             body=self._dead_sealer.seal(item.raw, event_id=event_id),
             reason=reason,
         )
+
+    def _header(self, kind: str, tenant: str) -> _Header:
+        """Say what the policy says of every parcel of a kind."""
+        name = self._policy.purpose_of_kind[kind]
+        purpose = self._policy.purposes[name]
+        return {
+            "kind": kind,
+            "purpose": name,
+            "tenant": tenant,
+            "retention_class": purpose.retention,
+            "legal_basis": purpose.basis,
+            "notice_version": self._policy.notice.version,
+            "policy_digest": self._policy.digest,
+        }
