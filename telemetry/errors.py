@@ -16,6 +16,7 @@
         ├── BrokerError       the log cannot take or give
         │   └── SpoolFull         its quota or the disk is used up: refuse, go on draining
         ├── VaultError        the store of per-subject secrets cannot be asked: hold
+        ├── AuditError        the audit log cannot be written or read: what it must witness waits
         └── SinkError         a recipient cannot be reached or does not answer as documented
 
 No message of any of these repeats a value of an event. Third-party errors that do (``json``,
@@ -27,6 +28,7 @@ from __future__ import annotations
 from pathlib import Path
 
 __all__ = [
+    "AuditError",
     "BrokerError",
     "CapsuleError",
     "ConfigError",
@@ -132,6 +134,10 @@ class BrokerError(TransportError):
 
 class VaultError(TransportError):
     """The store of per-subject secrets cannot be asked. Hold; never send without it."""
+
+
+class AuditError(TransportError):
+    """The audit log cannot be written, read or believed. What it must witness does not happen."""
 
 
 class SpoolFull(BrokerError):  # noqa: N818 - a state that passes, as in `queue.Full`
