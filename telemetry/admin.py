@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 
-from telemetry.errors import TelemetryError
+from telemetry.errors import AuditError, TelemetryError
+from telemetry.identity.audit import actor_of
 from telemetry.metrics import exposition
 
 if TYPE_CHECKING:
@@ -116,8 +118,19 @@ class Admin:
         chosen = list(forwarders) if name == "all" else [name]
         if any(recipient not in forwarders for recipient in chosen):
             return web.json_response({"detail": "no such recipient"}, status=404)
-        self._runner.order(chosen, paused=order == "pause")
+        try:
+            await self._runner.order(chosen, paused=order == "pause", actor=_peer(request))
+        except AuditError as error:
+            return web.json_response({"error": str(error)}, status=503)
         return web.json_response({order + "d": chosen})
+
+
+def _peer(request: web.Request) -> str:
+    """Name who sent an order through the socket, as the kernel knows them (unix(7), SO_PEERCRED)."""
+    connection: socket.socket = request.get_extra_info("socket")
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, _ = struct.unpack("3i", raw)
+    return actor_of(uid, pid)
 
 
 def _by_kind(unknown: Any) -> dict[str, float]:

@@ -62,6 +62,17 @@ class BrokerSection(_Section, frozen=True):
     quota_mib: Annotated[int, msgspec.Meta(ge=16)] = 4096
 
 
+class AuditSection(_Section, frozen=True):
+    """Where signed checkpoints of the audit log go.
+
+    Attributes:
+        checkpoints: A folder that belongs to a second principal, such as the data protection
+            officer; empty: they stay here only.
+    """
+
+    checkpoints: str = ""
+
+
 class Project(_Section, frozen=True):
     """One application that may send.
 
@@ -80,12 +91,14 @@ class RecipientSettings(_Section, frozen=True):
     Attributes:
         url: Base URL (Heap). app_id: Environment id (Heap). dsn: Where events go (Sentry).
         api_key_file: File with the key for deletions (Heap).
+        search: Address of its search with ``{token}`` in it, for `telemetry account token`.
     """
 
     url: str = ""
     app_id: str = ""
     dsn: str = ""
     api_key_file: str = ""
+    search: Annotated[str, msgspec.Meta(pattern=r"^(https?://\S*\{token\}\S*)?$")] = ""
 
     def __repr__(self) -> str:
         return "RecipientSettings(…)"
@@ -109,6 +122,7 @@ class Settings(_Section, frozen=True):
     policy: PolicySection = PolicySection()
     gateway: GatewaySection = GatewaySection()
     broker: BrokerSection = BrokerSection()
+    audit: AuditSection = AuditSection()
     project: dict[str, Project] = {}
     recipient: dict[str, RecipientSettings] = {}
 
@@ -153,6 +167,7 @@ _ENVIRONMENT: Mapping[str, tuple[str, ...]] = {
     "TELEMETRY_ADMIN_BIND": ("admin_bind",),
     "TELEMETRY_LOG": ("log",),
     "TELEMETRY_POLICY": ("policy", "path"),
+    "TELEMETRY_AUDIT_CHECKPOINTS": ("audit", "checkpoints"),
     "TELEMETRY_BROKER": ("broker", "kind"),
     "TELEMETRY_KAFKA_BOOTSTRAP": ("broker", "bootstrap"),
     "TELEMETRY_SENTRY_DSN": ("recipient", "sentry", "dsn"),

@@ -139,6 +139,60 @@ class Pseudonym(_Table, frozen=True):
     profile: Literal["integer", "uuid", "opaque", "nocase", "email"]
 
 
+class AuditRule(_Table, frozen=True):
+    """How long audit entries stay: whole calendar years after their own."""
+
+    keep_years: Annotated[int, msgspec.Meta(ge=1, le=10)]
+    source: str
+
+
+class TokenRule(_Table, frozen=True):
+    """From an account to its tokens. A limit on ids, for each person within 24 hours."""
+
+    per_person_and_day: Annotated[int, msgspec.Meta(ge=0, le=1000)]
+
+
+class JoinRule(_Table, frozen=True):
+    """Whether tokens of two recipients are of one account."""
+
+    enabled: bool
+    per_person_and_day: Annotated[int, msgspec.Meta(ge=0, le=10)]
+
+
+class ReidentifyRule(_Table, frozen=True):
+    """From a token to an account, by two persons."""
+
+    enabled: bool
+    per_person_and_day: Annotated[int, msgspec.Meta(ge=0, le=10)]
+    valid_hours: Annotated[int, msgspec.Meta(ge=1, le=168)]
+
+
+class Reason(_Table, frozen=True):
+    """Why somebody may go back, by which ways, and the rule that allows it."""
+
+    text: dict[str, str]
+    ways: Annotated[list[Literal["join", "reidentify"]], msgspec.Meta(min_length=1)]
+    source: str
+
+
+class Person(_Table, frozen=True):
+    """Somebody who may take part: the name at the operating system, and which parts."""
+
+    user: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}$")]
+    may: Annotated[list[Literal["join", "request", "approve"]], msgspec.Meta(min_length=1)]
+
+
+class WaysBackRules(_Table, frozen=True):
+    """``ways_back.toml``."""
+
+    audit: AuditRule
+    token: TokenRule
+    join: JoinRule
+    reidentify: ReidentifyRule
+    reason: dict[_Name, Reason] = {}
+    person: dict[_Name, Person] = {}
+
+
 class _TruncateIp(_Table, frozen=True):
     profile: str
 
@@ -285,6 +339,7 @@ class Policy:
         self.recipients = self._read("recipients.toml", dict[_Name, Recipient])
         retention = self._read("retention.toml", _Retention)
         self.pseudonyms = self._read("pseudonyms.toml", dict[_Name, Pseudonym])
+        self.ways_back = self._read("ways_back.toml", WaysBackRules)
         self.treatments = self._read("treatments.toml", _Treatments)
         addresses = self._read("addresses.toml", _Addresses).profile
         self.events = self._read("events.toml", dict[str, dict[_Name, Property]])
@@ -302,6 +357,7 @@ class Policy:
         self._check_purposes()
         self._check_recipients()
         self._check_properties()
+        self._check_ways_back()
         profile = self.treatments.truncate_ip.profile
         if profile not in addresses:
             self._refuse(
@@ -448,6 +504,37 @@ class Policy:
                     key,
                     "is free text without a `reason`.",
                     "Say why a closed type does not do, or use one.",
+                )
+
+    def _check_ways_back(self) -> None:
+        """Refuse a way that is on and that nobody could take, or one person alone could."""
+        rules = self.ways_back
+        users = [person.user for person in rules.person.values()]
+        for name, person in rules.person.items():
+            if users.count(person.user) > 1:
+                self._refuse(
+                    "ways_back.toml",
+                    f"person.{name}.user",
+                    "stands for two persons.",
+                    "Give everybody a user of their own: it is what tells two persons apart.",
+                )
+        for way, parts in (("join", ["join"]), ("reidentify", ["request", "approve"])):
+            if not getattr(rules, way).enabled:
+                continue
+            if not any(way in reason.ways for reason in rules.reason.values()):
+                self._refuse(
+                    "ways_back.toml",
+                    f"{way}.enabled",
+                    "is on, but no reason names this way.",
+                    "Write a [reason.NAME] with text, ways and source.",
+                )
+            able = [{n for n, p in rules.person.items() if part in p.may} for part in parts]
+            if not all(able) or len(set().union(*able)) < len(parts):
+                self._refuse(
+                    "ways_back.toml",
+                    f"{way}.enabled",
+                    f"is on, but no {' and no other '.join(parts)} person is named.",
+                    "Write a [person.NAME] for each, with user and may.",
                 )
 
     @cached_property

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import importlib.metadata
 import inspect
 import os
 import time
@@ -23,7 +24,7 @@ from collections.abc import (
     Sequence,
 )
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -42,7 +43,7 @@ from telemetry.brokers.spool import Spool
 from telemetry.config import Bind, RecipientSettings, Settings
 from telemetry.dead_letter import burying
 from telemetry.edge import Edge
-from telemetry.errors import BrokerError, ConfigError, PolicyError
+from telemetry.errors import AuditError, BrokerError, ConfigError, PolicyError
 from telemetry.forward import Forwarder, Rate
 from telemetry.gateway import Gateway, Limits, Projects
 from telemetry.identity import (
@@ -51,6 +52,7 @@ from telemetry.identity import (
     load_dead_letter_sealer,
     load_spool_key,
 )
+from telemetry.identity.audit import AUDIT_FILE, AuditLog, Body
 from telemetry.intake import Intake, Taken
 from telemetry.parcel import Parcel
 from telemetry.pipeline import Pseudonymizer, Terms
@@ -62,6 +64,7 @@ __all__ = ["Runner", "Storage", "check_host", "open_broker"]
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.run")
 _T = TypeVar("_T")
+_VERSION: Final = importlib.metadata.version("milchglas")
 _DRAIN_S: Final = 8.0
 _GIVE_UP_S: Final = 72 * 3600.0
 """As long as a sealed event waits (DESIGN 5): what a recipient refuses for three days is parked."""
@@ -191,6 +194,7 @@ class Runner:
         self.stand_ins: dict[str, Any] = {}
         self.forwarders: dict[str, Forwarder] = {}
         self.address = self.admin_address = ("", 0)
+        self.audit_every_s = 3600.0
 
     async def open(self) -> None:
         """Check everything, open everything, start to listen.
@@ -219,12 +223,26 @@ class Runner:
         # First of all that is shared: whoever does not own the log changes nothing beside it.
         self.storage = Storage(open_broker(settings))
         self._open.callback(self.storage.close)
+        export = settings.audit.checkpoints
+        self.audit = AuditLog(
+            state / AUDIT_FILE,
+            signer=lambda: self.identity.signer(),
+            export=Path(export) if export else None,
+        )
+        self._open.callback(self.audit.close)
+        what: Body = {"role": "run", "version": _VERSION, "environment": settings.environment}
+        self.witness("role:run", "run.start", what)
+        self.witness(
+            "role:run", "policy.load", {"digest": policy.digest, "notice": policy.notice.version}
+        )
         register = PolicyRegister(state / "policies.ndjson")
         register.enter(policy.digest, "live", datetime.now(UTC))
         sealer = Identity.sealer(state)
         dead_sealer = load_dead_letter_sealer(state / "keys" / "public.json")
-        identity = Identity.open(state, environment=settings.environment)
+        self.identity = identity = Identity.open(state, environment=settings.environment)
         self._open.callback(identity.close)
+        self.audit.checkpoint()
+        self._open.callback(self._depart)
         self.sinks = {
             name: await self._sink(name)
             for name in policy.recipients
@@ -351,6 +369,7 @@ class Runner:
         loops: Mapping[str, Callable[[asyncio.Event], Awaitable[None]]] = {
             "pseudonymizer": self.pseudonymizer.run,
             **{name: forwarder.run for name, forwarder in self.forwarders.items()},
+            "audit": self._audit_hourly,
         }
         self._loops = [
             asyncio.create_task(self._watched(name, loop), name=name)
@@ -381,11 +400,66 @@ class Runner:
             await asyncio.gather(*late, return_exceptions=True)
         await self._open.aclose()
 
-    def order(self, names: Collection[str], *, paused: bool) -> None:
-        """Pause recipients or go on with them; the order outlives this process."""
+    async def order(self, names: Collection[str], *, paused: bool, actor: str) -> None:
+        """Pause recipients or go on with them; the order outlives this process.
+
+        A pause protects, so it is done before it is recorded; to go on is recorded first.
+
+        Args:
+            names: Of recipients there are.
+            paused: Whether to pause.
+            actor: Who orders it, as `AuditLog.record` takes it.
+
+        Raises:
+            AuditError: It could not be recorded; nothing was resumed.
+        """
+        action = "recipient.pause" if paused else "recipient.resume"
+        if not paused:
+            await asyncio.to_thread(self._witness_each, actor, action, names)
         for name in names:
             self.forwarders[name].paused = paused
         self._paused.write(name for name, each in self.forwarders.items() if each.paused)
+        if paused:
+            await asyncio.to_thread(self._witness_each, actor, action, names)
+
+    def witness(self, actor: str, action: str, what: Body, result: str = "done") -> None:
+        """Record something in the audit log, under the live policy.
+
+        Raises:
+            AuditError: It cannot be written.
+        """
+        self.audit.record(actor, action, what, result, self.policy.digest)
+
+    def _witness_each(self, actor: str, action: str, names: Iterable[str]) -> None:
+        for name in names:
+            self.witness(actor, action, {"recipient": name})
+
+    async def _audit_hourly(self, stop: asyncio.Event) -> None:
+        """Each hour: what went to whom, what is past its period, and a signed checkpoint."""
+        since, before = datetime.now(UTC), (await self.books()).sent()
+        while not stop.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), self.audit_every_s)
+            now, sent = datetime.now(UTC), (await self.books()).sent()
+            for name, counts in sent.items():
+                fresh: dict[str, str | int] = {
+                    word: count - before.get(name, {}).get(word, 0)
+                    for word, count in counts.items()
+                }
+                fresh |= {"recipient": name, "since": since.isoformat(timespec="seconds")}
+                await asyncio.to_thread(self.witness, "role:run", "egress.total", fresh)
+            since, before = now, sent
+            keep_years = self.policy.ways_back.audit.keep_years
+            await asyncio.to_thread(self.audit.prune, keep_years=keep_years)
+            await asyncio.to_thread(self.audit.checkpoint)
+
+    def _depart(self) -> None:
+        """Record the stop; a log that fails now must not keep anything from being closed."""
+        try:
+            self.witness("role:run", "run.stop", {"role": "run"})
+            self.audit.checkpoint()
+        except AuditError as error:
+            _log.error("audit_failed", error=type(error).__name__)
 
     async def books(self) -> Books:
         """Read the books as they stand."""
@@ -413,6 +487,7 @@ _RECIPIENT_KEYS: Final = (*(f.name for f in msgspec.structs.fields(RecipientSett
 def _given(settings: RecipientSettings) -> dict[str, str]:
     """Keyword arguments for a sink: what is set, with secrets read from their files."""
     given = {key: value for key, value in msgspec.to_builtins(settings).items() if value}
+    given.pop("search", None)  # for who searches there, not for what sends
     if path := given.pop("api_key_file", ""):
         try:
             given["api_key"] = Path(path).read_text("utf-8").strip()

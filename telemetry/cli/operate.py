@@ -21,6 +21,7 @@ from telemetry import logs
 from telemetry.admin import ask
 from telemetry.cli import EXIT_NO, Config, Json, State, app
 from telemetry.config import Settings, load_settings
+from telemetry.errors import AuditError
 
 __all__ = ["print_books"]
 
@@ -225,4 +226,6 @@ def _order(order: str, recipient: str, settings: Settings) -> None:
     answer = ask(settings.state_dir, "POST", f"/{order}/{quote(recipient, safe='')}")
     if "detail" in answer:
         raise typer.BadParameter("No such recipient; `telemetry books` lists them.")
+    if "error" in answer:
+        raise AuditError(answer["error"])
     typer.echo(json.dumps(answer))

@@ -23,6 +23,7 @@ import hashlib
 import hmac
 import json
 import os
+import pwd
 import re
 import secrets
 import sqlite3
@@ -54,12 +55,14 @@ __all__ = [
     "ACTIONS",
     "AUDIT_FILE",
     "AuditLog",
+    "Body",
     "Checkpoint",
     "Entry",
     "Finding",
     "Report",
     "Signer",
     "VerifierKey",
+    "actor_of",
     "canonical_json",
     "signers_of",
     "verify",
@@ -426,7 +429,8 @@ class AuditLog:
 
     Args:
         path: The file; made if it is absent, for its owner only.
-        signer: What signs checkpoints; None for a process that only records.
+        signer: Gives what signs checkpoints, asked for each anew because keys rotate; None for a
+            process that only records.
         export: A folder that belongs to a second principal: every checkpoint goes there.
         now: Aware wall clock.
 
@@ -438,7 +442,7 @@ class AuditLog:
         self,
         path: Path,
         *,
-        signer: Signer | None = None,
+        signer: Callable[[], Signer] | None = None,
         export: Path | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -537,24 +541,25 @@ class AuditLog:
         """
         if self._signer is None:
             raise AuditError("This process has no key that signs checkpoints.")
-        key = VerifierKey.of(self._signer)
+        signer = self._signer()
+        key = VerifierKey.of(signer)
         with self._lock, self._writing() as connection:
             frontier = self._frontier(connection)
-            head = Checkpoint(self._signer.name, frontier.size, frontier.root())
+            head = Checkpoint(signer.name, frontier.size, frontier.root())
             note = next(
                 (n for n in _notes(connection, frontier.size) if _signed(n, key) == head), None
             )
             if note is None:
-                note = head.sign(self._signer)
+                note = head.sign(signer)
                 connection.execute(
                     "INSERT INTO checkpoints VALUES (?, ?, ?)",
                     (head.size, note, _stamp(self._now())),
                 )
         if self._export is not None:
-            self._publish(head, note)
+            self._publish(head, note, key)
         return note
 
-    def _publish(self, head: Checkpoint, note: str) -> None:
+    def _publish(self, head: Checkpoint, note: str, key: VerifierKey) -> None:
         folder = self._export
         if folder is None:
             return
@@ -565,12 +570,10 @@ class AuditLog:
                 self._continues(Checkpoint.parse(newest.read_text("utf-8")))
             target = folder / f"checkpoint-{head.size:012d}.txt"
             if not target.exists():
-                fresh = folder / f".{target.name}.{secrets.token_hex(4)}"
-                with fresh.open("x", encoding="utf-8") as file:
-                    file.write(note)
-                    file.flush()
-                    os.fsync(file.fileno())
-                fresh.replace(target)
+                _place(target, note)
+            public = folder / f"{key.name.replace('/', '_')}.pub"
+            if not public.exists():
+                _place(public, f"{key}\n")
         except (OSError, UnicodeDecodeError):
             raise AuditError("The folder for checkpoints cannot be used.") from None
 
@@ -635,7 +638,7 @@ class AuditLog:
     @property
     def key(self) -> VerifierKey | None:
         """The public key that verifies what this process signs."""
-        return None if self._signer is None else VerifierKey.of(self._signer)
+        return None if self._signer is None else VerifierKey.of(self._signer())
 
     def entries(
         self,
@@ -817,6 +820,16 @@ class AuditLog:
                 raise AuditError("The audit log cannot be read.") from None
 
 
+def _place(target: Path, text: str) -> None:
+    """Put a file in place whole and durable."""
+    fresh = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    with fresh.open("x", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(target)
+
+
 def _check(actor: str, action: str, what: Body, result: str, policy_digest: str) -> None:
     """Refuse what no entry may say. The message names no value: it could be the leak."""
     allowed = ACTIONS.get(action)
@@ -856,6 +869,36 @@ def _signed(note: str, key: VerifierKey) -> Checkpoint | None:
 
 def _stamp(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+# --- Who ------------------------------------------------------------------------------------------
+
+_UNSET: Final = 2**32 - 1
+
+
+def actor_of(uid: int | None = None, pid: int | None = None) -> str:
+    """Name who is behind a process, as an entry says it: ``user:NAME``.
+
+    The login uid, where the kernel has one: it is set once when a person logs in and stays through
+    sudo and su. Else the real user id. What the environment says does not count.
+
+    Args:
+        uid: Real user id of the process; by default this one's.
+        pid: The process; by default this one.
+
+    Source:
+        Linux, proc_pid_loginuid(5), pam_loginuid(8).
+    """
+    real = os.getuid() if uid is None else uid
+    with suppress(OSError, ValueError):
+        login = int(Path(f"/proc/{'self' if pid is None else pid}/loginuid").read_text("ascii"))
+        real = real if login == _UNSET else login
+    try:
+        name = pwd.getpwuid(real).pw_name
+    except KeyError:
+        name = ""
+    actor = f"user:{name}"
+    return actor if _ACTOR.fullmatch(actor) else f"user:uid-{real}"
 
 
 # --- Verifying, with public keys alone ------------------------------------------------------------

@@ -37,6 +37,7 @@ class Runner:
 
     def __init__(self) -> None:
         self.pseudonymizer = SimpleNamespace(holding="")
+        self.actors: list[str] = []
         self.intake = SimpleNamespace(invalid_identifiers=Counter(account=2))
         self.edge = SimpleNamespace(
             unknown=Counter({("session", "vendor"): 3, ("session", "<key>"): 1})
@@ -50,7 +51,8 @@ class Runner:
     async def books(self) -> Books:
         return BOOKS
 
-    def order(self, names: list[str], *, paused: bool) -> None:
+    async def order(self, names: list[str], *, paused: bool, actor: str) -> None:
+        self.actors.append(actor)
         for name in names:
             self.forwarders[name].paused = paused
 

@@ -29,6 +29,7 @@ from telemetry.identity.audit import (
     Entry,
     Report,
     VerifierKey,
+    actor_of,
     canonical_json,
     signers_of,
     verify,
@@ -69,7 +70,7 @@ class Clock:
 
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[AuditLog]:
-    made = AuditLog(tmp_path / "audit.sqlite3", signer=SIGNER, now=Clock())
+    made = AuditLog(tmp_path / "audit.sqlite3", signer=lambda: SIGNER, now=Clock())
     yield made
     made.close()
 
@@ -262,6 +263,33 @@ def test_a_checkpoint_of_a_tree_that_has_not_grown_is_not_made_again(log: AuditL
     assert len(log.checkpoints()) == 1
 
 
+def test_a_key_that_is_rotated_signs_what_follows_and_both_verify(tmp_path: Path) -> None:
+    keys = [SIGNER, DevelopmentSigner("milchglas.example/audit-2")]
+    log = AuditLog(tmp_path / "audit.sqlite3", signer=lambda: keys[0])
+    fill(log, 2)
+    log.checkpoint()
+    del keys[0]
+    fill(log, 2)
+    log.checkpoint()
+    both = [*KEYS, VerifierKey.of(keys[0])]
+    assert verify(log.export(), both).sound
+    assert verify(log.export(), both).covered == 4
+    log.close()
+
+
+def test_an_actor_is_who_logged_in_and_not_what_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("USER", "erika")
+    monkeypatch.setenv("LOGNAME", "erika")
+    monkeypatch.setenv("SUDO_USER", "erika")
+    monkeypatch.setattr(Path, "read_text", lambda *_: "4294967295")
+    assert actor_of(0) == "user:root"
+    assert actor_of(3_999_999_999) == "user:uid-3999999999"
+    monkeypatch.setattr(Path, "read_text", lambda *_: "0")
+    assert actor_of(3_999_999_999) == "user:root"
+
+
 def test_a_process_without_the_key_records_and_signs_nothing(tmp_path: Path) -> None:
     log = AuditLog(tmp_path / "audit.sqlite3")
     fill(log, 1)
@@ -296,7 +324,7 @@ def test_processes_get_numbers_of_their_own(tmp_path: Path) -> None:
     for worker in workers:
         worker.join(60)
         assert worker.exitcode == 0
-    log = AuditLog(path, signer=SIGNER)
+    log = AuditLog(path, signer=lambda: SIGNER)
     log.checkpoint()
     assert [entry.seq for entry in log.entries()] == list(range(30))
     assert report(log).sound
@@ -329,7 +357,7 @@ def test_what_was_recorded_outlives_a_kill_and_the_tree_stays_whole(tmp_path: Pa
         worker.send_signal(signal.SIGKILL)
         worker.wait(30)
         worker.stdout.close()
-        log = AuditLog(path, signer=SIGNER)
+        log = AuditLog(path, signer=lambda: SIGNER)
         assert log.size > acknowledged
         log.checkpoint()
         assert report(log).sound
@@ -366,7 +394,7 @@ def test_erasing_destroys_the_content_and_every_proof_still_verifies(
 
 def test_an_entry_past_its_period_leaves_a_hash_and_proofs_that_hold(tmp_path: Path) -> None:
     at = [datetime(2026, 12, 31, 23, 59, tzinfo=UTC)]
-    log = AuditLog(tmp_path / "audit.sqlite3", signer=SIGNER, now=lambda: at[0])
+    log = AuditLog(tmp_path / "audit.sqlite3", signer=lambda: SIGNER, now=lambda: at[0])
     fill(log, 2)
     at[0] = datetime(2027, 1, 1, tzinfo=UTC)
     fill(log, 1)
@@ -542,7 +570,7 @@ def _sample() -> Callable[[], list[str]]:
             import tempfile
 
             with tempfile.TemporaryDirectory() as folder:
-                log = AuditLog(Path(folder) / "audit.sqlite3", signer=SIGNER, now=Clock())
+                log = AuditLog(Path(folder) / "audit.sqlite3", signer=lambda: SIGNER, now=Clock())
                 fill(log, 3)
                 log.checkpoint()
                 fill(log, 2)
@@ -568,7 +596,7 @@ SAMPLE = _sample()
 )
 def test_a_file_that_contradicts_itself_is_not_opened(tmp_path: Path, statement: str) -> None:
     path = tmp_path / "audit.sqlite3"
-    log = AuditLog(path, signer=SIGNER)
+    log = AuditLog(path, signer=lambda: SIGNER)
     fill(log, 5)
     log.checkpoint()
     log.close()
@@ -577,7 +605,7 @@ def test_a_file_that_contradicts_itself_is_not_opened(tmp_path: Path, statement:
     changed.commit()
     changed.close()
     with pytest.raises(AuditError):
-        AuditLog(path, signer=SIGNER)
+        AuditLog(path, signer=lambda: SIGNER)
 
 
 def test_a_file_that_was_edited_in_place_does_not_verify(log: AuditLog, tmp_path: Path) -> None:
@@ -596,11 +624,13 @@ def test_a_file_that_was_edited_in_place_does_not_verify(log: AuditLog, tmp_path
 def test_every_checkpoint_goes_to_the_second_principal(tmp_path: Path) -> None:
     folder = tmp_path / "officer"
     folder.mkdir()
-    log = AuditLog(tmp_path / "audit.sqlite3", signer=SIGNER, export=folder)
+    log = AuditLog(tmp_path / "audit.sqlite3", signer=lambda: SIGNER, export=folder)
     for _ in range(3):
         fill(log, 2)
         log.checkpoint()
-    notes = [path.read_text("utf-8") for path in sorted(folder.iterdir())]
+    notes = [path.read_text("utf-8") for path in sorted(folder.glob("checkpoint-*.txt"))]
+    (public,) = folder.glob("*.pub")
+    assert VerifierKey.parse(public.read_text("utf-8")) == KEYS[0]
     assert [Checkpoint.open(note, KEYS).size for note in notes] == [2, 4, 6]
     assert report(log, *notes).sound
     log.close()
@@ -611,7 +641,7 @@ def test_a_log_that_was_set_back_to_an_old_copy_is_refused_by_the_second_princip
 ) -> None:
     folder, path = tmp_path / "officer", tmp_path / "audit.sqlite3"
     folder.mkdir()
-    log = AuditLog(path, signer=SIGNER, export=folder)
+    log = AuditLog(path, signer=lambda: SIGNER, export=folder)
     fill(log, 2)
     log.checkpoint()
     old = path.read_bytes()
@@ -619,7 +649,7 @@ def test_a_log_that_was_set_back_to_an_old_copy_is_refused_by_the_second_princip
     log.checkpoint()
     log.close()
     path.write_bytes(old)
-    log = AuditLog(path, signer=SIGNER, export=folder)
+    log = AuditLog(path, signer=lambda: SIGNER, export=folder)
     for _ in range(2):
         with pytest.raises(AuditError):
             log.checkpoint()
@@ -628,7 +658,7 @@ def test_a_log_that_was_set_back_to_an_old_copy_is_refused_by_the_second_princip
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_and_not_a_silence(tmp_path: Path) -> None:
-    log = AuditLog(tmp_path / "audit.sqlite3", signer=SIGNER, export=tmp_path / "absent")
+    log = AuditLog(tmp_path / "audit.sqlite3", signer=lambda: SIGNER, export=tmp_path / "absent")
     fill(log, 1)
     with pytest.raises(AuditError):
         log.checkpoint()
