@@ -6,6 +6,7 @@ The port tells nothing but states and counts. Orders (pause, resume) go only thr
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -17,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Final
 from aiohttp import web
 
 from telemetry.errors import AuditError, TelemetryError
-from telemetry.identity.audit import actor_of
 from telemetry.metrics import exposition
 
 if TYPE_CHECKING:
@@ -116,17 +116,24 @@ class Admin:
         order, name = request.match_info["order"], request.match_info["name"]
         forwarders = self._runner.forwarders
         chosen = list(forwarders) if name == "all" else [name]
-        if any(recipient not in forwarders for recipient in chosen):
-            return web.json_response({"detail": "no such recipient"}, status=404)
+        actor, action = _peer(request), f"recipient.{order}"
         try:
-            await self._runner.order(chosen, paused=order == "pause", actor=_peer(request))
+            if any(recipient not in forwarders for recipient in chosen):
+                # Without the name: it is whatever somebody typed.
+                refused = "refused:unknown"
+                await asyncio.to_thread(self._runner.witness, actor, action, {}, refused)
+                return web.json_response({"detail": "no such recipient"}, status=404)
+            await self._runner.order(chosen, paused=order == "pause", actor=actor)
         except AuditError as error:
             return web.json_response({"error": str(error)}, status=503)
         return web.json_response({order + "d": chosen})
 
 
 def _peer(request: web.Request) -> str:
-    """Name who sent an order through the socket, as the kernel knows them (unix(7), SO_PEERCRED)."""
+    """Name who sent an order, as the kernel knows the socket's other end (unix(7), SO_PEERCRED)."""
+    # Here, because every command imports this module and most need no vault and no cryptography.
+    from telemetry.identity.audit import actor_of  # noqa: PLC0415
+
     connection: socket.socket = request.get_extra_info("socket")
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid, uid, _ = struct.unpack("3i", raw)

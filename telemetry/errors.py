@@ -12,6 +12,7 @@
     │   ├── ScrubError        a treatment failed or its post-condition did not hold
     │   ├── CapsuleError      its sealed identifiers do not open
     │   └── IdentifierError   an identifier does not fit the profile of its namespace
+    ├── RefusedError      somebody asked for what the policy does not allow them; it is audited
     └── TransportError    the outside failed: try again later
         ├── BrokerError       the log cannot take or give
         │   └── SpoolFull         its quota or the disk is used up: refuse, go on draining
@@ -37,6 +38,7 @@ __all__ = [
     "IdentifierError",
     "KeyringError",
     "PolicyError",
+    "RefusedError",
     "SchemaError",
     "ScrubError",
     "SinkError",
@@ -120,6 +122,10 @@ class IdentifierError(EventError):
     """An identifier does not fit the profile of its namespace. It is rejected, not repaired."""
 
     reason = "invalid_identifier"
+
+
+class RefusedError(TelemetryError):
+    """The policy does not allow what was asked for, or not to this person. It was audited."""
 
 
 class TransportError(TelemetryError):

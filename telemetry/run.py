@@ -52,7 +52,7 @@ from telemetry.identity import (
     load_dead_letter_sealer,
     load_spool_key,
 )
-from telemetry.identity.audit import AUDIT_FILE, AuditLog, Body
+from telemetry.identity.audit import AUDIT_FILE, AuditLog, Body, Signer
 from telemetry.intake import Intake, Taken
 from telemetry.parcel import Parcel
 from telemetry.pipeline import Pseudonymizer, Terms
@@ -226,7 +226,7 @@ class Runner:
         export = settings.audit.checkpoints
         self.audit = AuditLog(
             state / AUDIT_FILE,
-            signer=lambda: self.identity.signer(),
+            signer=self._signer,
             export=Path(export) if export else None,
         )
         self._open.callback(self.audit.close)
@@ -421,6 +421,9 @@ class Runner:
         self._paused.write(name for name, each in self.forwarders.items() if each.paused)
         if paused:
             await asyncio.to_thread(self._witness_each, actor, action, names)
+
+    def _signer(self) -> Signer:
+        return self.identity.signer()
 
     def witness(self, actor: str, action: str, what: Body, result: str = "done") -> None:
         """Record something in the audit log, under the live policy.

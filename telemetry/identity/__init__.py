@@ -42,7 +42,7 @@ from telemetry.identity.capsule import (
     self_test,
 )
 from telemetry.identity.custody import Custody
-from telemetry.identity.keyring import Keyring, PublicKeys, Secret
+from telemetry.identity.keyring import Keyring, PublicKeys, Secret, Signer
 from telemetry.identity.pseudonym import (
     EPOCH_RULES,
     EpochRule,
@@ -434,6 +434,17 @@ class Identity:
                 if subject.kind == "account" and states[tag] == "GRANTED":
                     return "GRANTED"
         return worst
+
+    # --- The audit log --------------------------------------------------------------------------
+
+    def signer(self) -> Signer:
+        """Give what signs a checkpoint of the audit log; ask anew for each, because keys rotate.
+
+        Raises:
+            KeyringError: There is no audit key, or the keyset cannot be read.
+        """
+        self._keyring.refresh()
+        return self._keyring.signer()
 
     # --- Rights ---------------------------------------------------------------------------------
 

@@ -702,8 +702,8 @@ class AuditLog:
             AuditError: It cannot be read.
         """
         yield json.dumps({"format": _FORMAT}) + "\n"
-        for note, at in self.checkpoints():
-            yield json.dumps({"checkpoint": note, "at": at}, ensure_ascii=False) + "\n"
+        for note, _ in self.checkpoints():
+            yield json.dumps({"checkpoint": note}, ensure_ascii=False) + "\n"
         step, first = 1000, 0
         while True:
             with self._reading() as connection:
@@ -969,7 +969,7 @@ def verify(
             if number == 0:
                 if members != {"format": _FORMAT}:
                     findings.append(Finding("form", 0, "This is no export of an audit log."))
-            elif "checkpoint" in members:
+            elif set(members) == {"checkpoint"}:
                 own.append(str(members["checkpoint"]))
             elif set(members) == {"seq", "hash"}:
                 numbers.append(int(members["seq"]))

@@ -38,6 +38,7 @@ class Runner:
     def __init__(self) -> None:
         self.pseudonymizer = SimpleNamespace(holding="")
         self.actors: list[str] = []
+        self.witnessed: list[tuple[str, str, dict[str, str], str]] = []
         self.intake = SimpleNamespace(invalid_identifiers=Counter(account=2))
         self.edge = SimpleNamespace(
             unknown=Counter({("session", "vendor"): 3, ("session", "<key>"): 1})
@@ -50,6 +51,9 @@ class Runner:
 
     async def books(self) -> Books:
         return BOOKS
+
+    def witness(self, actor: str, action: str, what: dict[str, str], result: str) -> None:
+        self.witnessed.append((actor, action, what, result))
 
     async def order(self, names: list[str], *, paused: bool, actor: str) -> None:
         self.actors.append(actor)

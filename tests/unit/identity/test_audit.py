@@ -499,7 +499,7 @@ def forged(lines: list[str], keep: int) -> list[str]:
     ]
     return [
         lines[0],
-        *(json.dumps({"checkpoint": note, "at": ""}) for note in notes),
+        *(json.dumps({"checkpoint": note}) for note in notes),
         *(json.dumps(entry.as_json()) for entry in entries),
     ]
 
@@ -556,9 +556,8 @@ def test_no_change_of_any_line_goes_unseen(data: st.DataObject) -> None:
         same = json.loads(changed) == json.loads(lines[at])
     except ValueError:
         same = False
-    touched_time_of_a_note = at < 3 and not same and '"at"' in changed[:place]
     lines[at] = changed
-    if not same and not touched_time_of_a_note:
+    if not same:
         assert not verify(lines, KEYS).sound
 
 
