@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from telemetry.admin import Admin, NotRunningError, ask
 from telemetry.books import Books
 from telemetry.brokers import SEALED, Entry, clean
+from telemetry.identity.audit import actor_of
 from telemetry.metrics import exposition
 
 ENTRIES = {
@@ -156,6 +157,8 @@ async def test_the_socket_is_its_owners_and_takes_orders(runner: Runner, tmp_pat
     assert await asked(tmp_path, "POST", "/resume/all") == {"resumed": ["heap", "sentry"]}
     assert not any(forwarder.paused for forwarder in runner.forwarders.values())
     assert await asked(tmp_path, "POST", "/pause/jane") == {"detail": "no such recipient"}
+    assert {*runner.actors, runner.witnessed[0][0]} == {actor_of()}
+    assert runner.witnessed[0][1:] == ("recipient.pause", {}, "refused:unknown")
     with pytest.raises(NotRunningError):
         await asked(tmp_path, "POST", "/destroy/heap")
 
