@@ -36,13 +36,15 @@ from telemetry.identity import pseudonym
 from telemetry.identity.capsule import (
     DeadLetterOpener,
     DeadLetterSealer,
+    HeldOpener,
+    HeldSealer,
     Identifier,
     Opener,
     Sealer,
     self_test,
 )
 from telemetry.identity.custody import Custody
-from telemetry.identity.keyring import Keyring, PublicKeys, Secret
+from telemetry.identity.keyring import Announced, Keyring, PublicKeys, Secret
 from telemetry.identity.pseudonym import (
     EPOCH_RULES,
     EpochRule,
@@ -68,6 +70,8 @@ __all__ = [
     "DeadLetterSealer",
     "Domain",
     "EpochRule",
+    "HeldOpener",
+    "HeldSealer",
     "Identifier",
     "Identity",
     "Kind",
@@ -84,6 +88,7 @@ __all__ = [
     "initialise_development",
     "load_dead_letter_opener",
     "load_dead_letter_sealer",
+    "load_held_sealer",
     "load_sealer",
     "load_spool_key",
     "membership",
@@ -252,6 +257,47 @@ class Resolved:
         return self._identity._state_of(purpose, self._identifiers)  # noqa: SLF001
 
 
+class _Desk:
+    """Gives tokens of one domain and epoch, and remembers those it gave. Let go of in a minute."""
+
+    def __init__(self, domain: Domain, epoch: str, key: Secret) -> None:
+        self._domain, self._epoch, self._key = domain, epoch, key
+        self._tokenizers: dict[tuple[str, str], pseudonym.Tokenizer] = {}
+        self._given: dict[Identifier, tuple[Secret, str]] = {}
+
+    def __repr__(self) -> str:
+        return f"_Desk({self._domain.name} {self._epoch})"
+
+    def tokens(self, pairs: Sequence[tuple[Identifier, Secret]]) -> tuple[str, ...]:
+        tokens: list[str] = []
+        for identifier, secret in pairs:
+            given = self._given.get(identifier)
+            # The vault remembers secrets as objects; another one may be a rerolled subject's.
+            if given is not None and given[0] is secret:
+                tokens.append(given[1])
+            else:
+                tokens.append(self._make(identifier, secret))
+        return tuple(tokens)
+
+    def _make(self, identifier: Identifier, secret: Secret) -> str:
+        kind, namespace, canonical_id = identifier
+        tokenizer = self._tokenizers.get((kind, namespace))
+        if tokenizer is None:
+            tokenizer = self._tokenizers[kind, namespace] = pseudonym.Tokenizer(
+                self._key.expose(),
+                domain=self._domain.name,
+                epoch=self._epoch,
+                kind=kind,
+                namespace=namespace,
+                label=self._domain.label,
+            )
+        token = tokenizer(canonical_id, secret.expose())
+        if len(self._given) >= _CACHE_TOKENS:
+            self._given.clear()
+        self._given[identifier] = secret, token
+        return token
+
+
 class Identity:
     """Keyring, vault and opener of one pseudonymizer. Safe to share between threads."""
 
@@ -390,32 +436,18 @@ class Identity:
     ) -> tuple[str, ...]:
         if not pairs:
             return ()
-        if domain.epoch != "rel" and not -_OLDEST <= at - self._now() <= _NEWEST:
-            # A forged time must not make keys for epochs nobody lives in.
-            raise IdentifierError("invalid_time")
-        epoch = epoch_label(domain.epoch, at)
-        known = self._tokens
-        tokens: list[str] = []
-        for identifier, secret in pairs:
-            raw = secret.expose()
-            entry = (domain.name, domain.label, epoch, identifier, raw)
-            token = known.get(entry)
-            if token is None:
-                token = pseudonym.token(
-                    self._keyring.token_key(domain.name, epoch).expose(),
-                    domain=domain.name,
-                    epoch=epoch,
-                    kind=identifier.kind,
-                    namespace=identifier.namespace,
-                    canonical_id=identifier.canonical_id,
-                    secret=raw,
-                    label=domain.label,
-                )
-                if len(known) >= _CACHE_TOKENS:
-                    known.clear()
-                known[entry] = token
-            tokens.append(token)
-        return tuple(tokens)
+        epoch = "rel"
+        if domain.epoch != epoch:
+            if not self._oldest <= at <= self._newest:
+                # A forged time must not make keys for epochs nobody lives in.
+                raise IdentifierError("invalid_time")
+            epoch = epoch_label(domain.epoch, at)
+        place = domain.name, domain.label, epoch
+        desk = self._desks.get(place)
+        if desk is None:
+            key = self._keyring.token_key(domain.name, epoch)
+            desk = self._desks[place] = _Desk(domain, epoch, key)
+        return desk.tokens(pairs)
 
     def _delivery_id(self, domain: Domain, event_id: str) -> str:
         key = self._keyring.delivery_key(domain.name)
@@ -477,7 +509,9 @@ class Identity:
             self._forget()
 
     def _forget(self) -> None:
-        self._tokens: dict[tuple[str, str, str, Identifier, bytes], str] = {}
+        self._desks: dict[tuple[str, str, str], _Desk] = {}
+        now = self._now()
+        self._oldest, self._newest = now - _OLDEST, now + _NEWEST
         self._locators: dict[Identifier, bytes] = {}
         self._tags: dict[tuple[str, Identifier], bytes] = {}
         self._generation = self._keyring.generation
@@ -513,7 +547,7 @@ class Identity:
 
 
 def load_sealer(public: Path) -> Sealer:
-    """Give a gateway what it seals identifiers with.
+    """Give a gateway what it seals identifiers with. It follows the file and its next keys.
 
     Args:
         public: A ``public.json``.
@@ -522,8 +556,9 @@ def load_sealer(public: Path) -> Sealer:
         KeyringError: It is missing or changed, or HPKE does not work.
     """
     self_test()
-    key = PublicKeys.load(public).seal
-    return Sealer(key.raw, key.kid)
+    announced = Announced(public)
+    key = announced()
+    return Sealer(key.raw, key.kid, source=announced)
 
 
 def load_dead_letter_sealer(public: Path) -> DeadLetterSealer:
@@ -534,6 +569,16 @@ def load_dead_letter_sealer(public: Path) -> DeadLetterSealer:
     """
     self_test()
     return DeadLetterSealer(PublicKeys.load(public).dead)
+
+
+def load_held_sealer(public: Path) -> HeldSealer:
+    """Give a pseudonymizer what it seals events of subjects on hold with.
+
+    Raises:
+        KeyringError: As `load_sealer`.
+    """
+    self_test()
+    return HeldSealer(PublicKeys.load(public).hold)
 
 
 def load_dead_letter_opener(
