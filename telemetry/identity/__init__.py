@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -55,6 +56,7 @@ from telemetry.identity.pseudonym import (
     epoch_label,
     membership,
 )
+from telemetry.identity.rotation import Turn, overdue, tend
 from telemetry.identity.vault import (
     CACHE_S,
     STATES,
@@ -63,6 +65,7 @@ from telemetry.identity.vault import (
     Unreadable,
     Vault,
 )
+from telemetry.retention import Period
 
 __all__ = [
     "Custody",
@@ -80,12 +83,14 @@ __all__ = [
     "Sealed",
     "Sealer",
     "SuppressionState",
+    "Turn",
     "canonicalize",
     "check",
     "epoch_label",
     "epoch_ms",
     "initialise",
     "initialise_development",
+    "inspect",
     "load_dead_letter_opener",
     "load_dead_letter_sealer",
     "load_held_sealer",
@@ -501,6 +506,25 @@ class Identity:
         self._vault.erase(self._locator(subject))
         self._forget()
 
+    # --- Keys -----------------------------------------------------------------------------------
+
+    def tend(
+        self, *, keeps: Mapping[str, Period] | None = None, holding: bool = False
+    ) -> list[Turn]:
+        """Rotate, destroy and back up what is due, and tell others what is loaded. Once a minute.
+
+        Arguments and errors as `telemetry.identity.rotation.tend`.
+        """
+        turns = tend(self._keyring, now=self._now(), keeps=keeps, holding=holding)
+        self._keyring.report()
+        return turns
+
+    def keys(self) -> tuple[Counter[tuple[str, str]], int]:
+        """Count the keys by use and state, and those that should be destroyed by now."""
+        entries = self._keyring.entries()
+        counted: Counter[tuple[str, str]] = Counter((key.use, key.state) for key in entries)
+        return counted, len(overdue(entries, self._now()))
+
     # --- What is remembered, for less than a minute ---------------------------------------------
 
     def _refresh(self) -> None:
@@ -540,6 +564,7 @@ class Identity:
     def close(self) -> None:
         """Let go of the vault and forget what was remembered."""
         self._forget()
+        self._keyring.depart()
         self._vault.close()
 
 
@@ -638,18 +663,37 @@ def initialise_development(state: Path) -> None:
     _initialise(state, "development", None)
 
 
+def inspect(state: Path, *, environment: str, custody: Custody | None = None) -> Keyring | None:
+    """Look at the keyset without changing anything; None if the first start will make it.
+
+    Raises:
+        KeyringError: The start would be refused, for this reason.
+    """
+    self_test()
+    _initialisable(state, make=False)
+    keyset = state / _KEYS / _keys.KEYSET
+    if keyset.exists():
+        ring = Keyring.load(keyset, environment=environment, custody=custody)
+        PublicKeys.load(keyset.with_name(_keys.PUBLIC))
+        return ring
+    if custody is not None and not custody.made_here:
+        custody.unwrap(custody.wrap(bytes(range(32))))
+    return None
+
+
 def _initialise(state: Path, environment: str, custody: Custody | None) -> None:
     _initialisable(state)
     keyset = state / _KEYS / _keys.KEYSET
     Keyring.ensure(keyset, environment=environment, custody=custody)
 
 
-def _initialisable(state: Path) -> None:
+def _initialisable(state: Path, *, make: bool = True) -> None:
     folder = state / _KEYS
     keyset = folder / _keys.KEYSET
     try:
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
+        if make:
+            state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
         lost = not keyset.exists() and (state / _VAULT).exists()
     except OSError:
         raise KeyringError("cannot be made.", path=folder) from None
@@ -657,5 +701,6 @@ def _initialisable(state: Path) -> None:
         raise KeyringError(
             "is gone, but its vault is there.",
             path=keyset,
-            remedy="Restore it; or remove the vault, which gives every subject new tokens.",
+            remedy="Restore it from its copy; or remove the vault, which gives every subject new "
+            "tokens.",
         )
