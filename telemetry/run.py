@@ -43,29 +43,40 @@ from telemetry.brokers.spool import Spool
 from telemetry.config import Bind, RecipientSettings, Settings
 from telemetry.dead_letter import burying
 from telemetry.edge import Edge
-from telemetry.errors import AuditError, BrokerError, ConfigError, PolicyError
+from telemetry.errors import AuditError, BrokerError, ConfigError, KeyringError, PolicyError
 from telemetry.forward import Forwarder, Rate
 from telemetry.gateway import Gateway, Limits, Projects
 from telemetry.identity import (
+    Custody,
     Identity,
+    initialise,
     initialise_development,
     load_dead_letter_sealer,
     load_spool_key,
 )
 from telemetry.identity.audit import AUDIT_FILE, AuditLog, Body, Signer
+from telemetry.identity.rotation import Turn
 from telemetry.intake import Intake, Taken
 from telemetry.parcel import Parcel
 from telemetry.pipeline import Pseudonymizer, Terms
-from telemetry.policy import PolicyRegister, load_policy, policy_dir
+from telemetry.policy import Policy, PolicyRegister, load_policy, policy_dir
+from telemetry.retention import Period
 from telemetry.rules import Schemas
 from telemetry.sinks import Sink
 
-__all__ = ["Runner", "Storage", "check_host", "open_broker"]
+__all__ = ["Runner", "Storage", "check_host", "open_broker", "open_custody"]
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.run")
 _T = TypeVar("_T")
 _VERSION: Final = importlib.metadata.version("milchglas")
 _DRAIN_S: Final = 8.0
+_TEND_S: Final = 60.0
+_KEY_ACTIONS: Final = {
+    "created": "key.create",
+    "promoted": "key.promote",
+    "scheduled": "key.schedule",
+    "destroyed": "key.destroy",
+}
 _GIVE_UP_S: Final = 72 * 3600.0
 """As long as a sealed event waits (DESIGN 5): what a recipient refuses for three days is parked."""
 """How long a stop waits for requests under way, on both sides at once: over within ten."""
@@ -168,12 +179,26 @@ def open_broker(settings: Settings) -> Broker:
             ),
         )
         return broker
-    key = load_spool_key(settings.state_dir, environment=settings.environment)
+    key = load_spool_key(
+        settings.state_dir, environment=settings.environment, custody=open_custody(settings)
+    )
     return Spool(
         settings.state_dir / "spool.sqlite3",
         key=key.expose(),
         quota_bytes=settings.broker.quota_mib * 1024 * 1024,
     )
+
+
+def open_custody(settings: Settings) -> Custody | None:
+    """Give the custody of keys that the settings name; None where keys lie in the clear.
+
+    Raises:
+        KeyringError: custody.kek is none.
+    """
+    if not settings.wraps_keys:
+        return None
+    named = settings.custody
+    return Custody(named.kek, state=settings.state_dir, backup=named.backup)
 
 
 class Runner:
@@ -217,30 +242,23 @@ class Runner:
         schemas = Schemas(policy, detectors)
         self.policy = policy
         self._paused = _Paused(state / "paused.json")
-        if not settings.production:
+        custody = open_custody(settings)
+        if custody is None:
             initialise_development(state)
             self._say("Keys: made for development and marked insecure; production refuses them.")
+        elif initialise(state, environment=settings.environment, custody=custody):
+            self._say(f"Keys: made. {custody.advice}")
         # First of all that is shared: whoever does not own the log changes nothing beside it.
         self.storage = Storage(open_broker(settings))
         self._open.callback(self.storage.close)
-        export = settings.audit.checkpoints
-        self.audit = AuditLog(
-            state / AUDIT_FILE,
-            signer=self._signer,
-            export=Path(export) if export else None,
-        )
-        self._open.callback(self.audit.close)
-        what: Body = {"role": "run", "version": _VERSION, "environment": settings.environment}
-        self.witness("role:run", "run.start", what)
-        self.witness(
-            "role:run", "policy.load", {"digest": policy.digest, "notice": policy.notice.version}
-        )
+        self._open_audit(state)
         register = PolicyRegister(state / "policies.ndjson")
         register.enter(policy.digest, "live", datetime.now(UTC))
         sealer = Identity.sealer(state)
         dead_sealer = load_dead_letter_sealer(state / "keys" / "public.json")
-        self.identity = identity = Identity.open(state, environment=settings.environment)
+        identity = Identity.open(state, environment=settings.environment, custody=custody)
         self._open.callback(identity.close)
+        self.identity = identity
         self.audit.checkpoint()
         self._open.callback(self._depart)
         self.sinks = {
@@ -283,6 +301,23 @@ class Runner:
                 self.forwarders[name].paused = True
                 self._say(f"{name}: paused, as ordered before. To go on: telemetry resume {name}")
         await self._listen()
+
+    def _open_audit(self, state: Path) -> None:
+        """Open the audit log and witness what starts, before it does."""
+        export = self.settings.audit.checkpoints
+        self.audit = AuditLog(
+            state / AUDIT_FILE, signer=self._signer, export=Path(export) if export else None
+        )
+        self._open.callback(self.audit.close)
+        what: Body = {
+            "role": "run",
+            "version": _VERSION,
+            "environment": self.settings.environment,
+        }
+        self.witness("role:run", "run.start", what)
+        policy = self.policy
+        what = {"digest": policy.digest, "notice": policy.notice.version}
+        self.witness("role:run", "policy.load", what)
 
     async def _listen(self) -> None:
         settings = self.settings
@@ -368,6 +403,7 @@ class Runner:
         """Work until `stop` is set; then stop taking, drain what is in flight, and close."""
         loops: Mapping[str, Callable[[asyncio.Event], Awaitable[None]]] = {
             "pseudonymizer": self.pseudonymizer.run,
+            "keys": self._tend,
             **{name: forwarder.run for name, forwarder in self.forwarders.items()},
             "audit": self._audit_hourly,
         }
@@ -376,6 +412,26 @@ class Runner:
             for name, loop in loops.items()
         ]
         await stop.wait()
+
+    async def _tend(self, stop: asyncio.Event) -> None:
+        """Rotate, destroy and back up keys when it is their time."""
+        keeps = _keeps(self.policy)
+        while not stop.is_set():
+            try:
+                turns = await asyncio.get_running_loop().run_in_executor(
+                    None,
+                    lambda: self.identity.tend(
+                        keeps=keeps, holding=bool(self.pseudonymizer.holding)
+                    ),
+                )
+                for turn in turns:
+                    _log.info(f"key_{turn.what}", use=turn.key.use, kid=turn.key.kid)
+                    await asyncio.to_thread(self._witness_key, turn)
+            except KeyringError as error:
+                # Nothing stops for this: keys in use stay in use. But somebody has to look.
+                _log.error("keys_untended", reason=str(error))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), _TEND_S)
 
     async def _watched(self, name: str, loop: Callable[[asyncio.Event], Awaitable[None]]) -> None:
         """Keep a loop going: an error of ours costs a second, never the loop and never an event."""
@@ -437,6 +493,17 @@ class Runner:
         for name in names:
             self.witness(actor, action, {"recipient": name})
 
+    def _witness_key(self, turn: Turn) -> None:
+        key = turn.key
+        what: Body = {
+            "kid": key.kid,
+            "use": key.use,
+            "domain": key.domain,
+            "epoch": key.epoch,
+            "version": key.version,
+        }
+        self.witness("role:run", _KEY_ACTIONS[turn.what], what)
+
     async def _audit_hourly(self, stop: asyncio.Event) -> None:
         """Each hour: what went to whom, what is past its period, and a signed checkpoint."""
         since, before = datetime.now(UTC), (await self.books()).sent()
@@ -470,6 +537,18 @@ class Runner:
             lambda: (self.storage.broker.books(), self.storage.broker.pending())
         )
         return Books(entries, pending, tuple(self.sinks))
+
+
+def _keeps(policy: Policy) -> dict[str, Period]:
+    """Tell for each token domain how long an event of it may be processed and kept at all."""
+    keeps: dict[str, Period] = {}
+    for recipient in policy.recipients.values():
+        for purpose in recipient.purposes:
+            period = policy.retention[policy.purposes[purpose].retention]
+            known = keeps.setdefault(recipient.domain, period)
+            if period.may_exceed(known):
+                keeps[recipient.domain] = period
+    return keeps
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 from telemetry.cli import EXIT_NO, Config, Json, State, app
-from telemetry.cli.audit import open_log
+from telemetry.cli.audit import open_identity, open_log
 from telemetry.config import Settings, load_settings
 from telemetry.errors import ConfigError
 
@@ -61,7 +61,7 @@ Kind = Annotated[str, typer.Option(help="account or organization.")]
 @contextmanager
 def _opened(config: Path | None, state: Path | None) -> Iterator[tuple[Settings, Policy, WaysBack]]:
     """Open what the ways back need: policy, keyset, vault, audit log; and find out who asks."""
-    from telemetry.identity import Domain, Identity  # noqa: PLC0415
+    from telemetry.identity import Domain  # noqa: PLC0415
     from telemetry.identity.audit import actor_of  # noqa: PLC0415
     from telemetry.identity.ways_back import (  # noqa: PLC0415
         Lookup,
@@ -74,7 +74,7 @@ def _opened(config: Path | None, state: Path | None) -> Iterator[tuple[Settings,
     settings = load_settings(config, overrides={"state": str(state) if state else None})
     policy = load_policy(policy_dir(settings.policy.path))
     with ExitStack() as stack:
-        identity = Identity.open(settings.state_dir, environment=settings.environment)
+        identity = open_identity(settings)
         stack.callback(identity.close)
         log = open_log(settings, identity)
         stack.callback(log.close)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from telemetry.identity import Identity
     from telemetry.identity.audit import AuditLog, Entry, VerifierKey
 
-__all__ = ["open_log", "signing_log"]
+__all__ = ["open_identity", "open_log", "signing_log"]
 
 audit = typer.Typer(
     name="audit", help="Who did what: read, sign and verify the audit log.", no_args_is_help=True
@@ -64,12 +64,25 @@ def open_log(settings: Settings, identity: Identity | None = None) -> AuditLog:
     )
 
 
+def open_identity(settings: Settings) -> Identity:
+    """Open keyset and vault as the pseudonymizer does.
+
+    Raises:
+        KeyringError: No usable keyset.
+        VaultError: The vault cannot be reached.
+    """
+    from telemetry.identity import Identity  # noqa: PLC0415
+    from telemetry.run import open_custody  # noqa: PLC0415
+
+    return Identity.open(
+        settings.state_dir, environment=settings.environment, custody=open_custody(settings)
+    )
+
+
 @contextmanager
 def signing_log(settings: Settings) -> Iterator[AuditLog]:
     """Open the audit log with the key that signs it. Errors as `open_log`, and of the keyset."""
-    from telemetry.identity import Identity  # noqa: PLC0415
-
-    identity = Identity.open(settings.state_dir, environment=settings.environment)
+    identity = open_identity(settings)
     try:
         log = open_log(settings, identity)
         try:

@@ -96,6 +96,8 @@ ACTIONS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
             "key.create": _KEY,
             "key.load": _KEY,
             "key.promote": _KEY,
+            "key.schedule": _KEY,
+            "key.enable": _KEY,
             "key.disable": _KEY,
             "key.destroy": _KEY,
             "key.rotate": _KEY,

@@ -97,6 +97,20 @@ class Custody:
         """The file that has to be backed up apart from the rest; None if it is kept elsewhere."""
         return Path(self._rest) if self.kind == "file" else None
 
+    @property
+    def advice(self) -> str:
+        """What somebody who runs this has to keep, in plain words."""
+        if self.path is None:
+            return (
+                f"Back up {self.backup} and the vault. They are read again only with the key that "
+                f"custody.kek names ({self.kind}): see that it cannot get lost."
+            )
+        return (
+            f"Back up {self.path} once, apart from everything else (a password manager will do), "
+            f"and {self.backup} with the vault. Without {self.path} nothing here can be read "
+            "again; whoever has both can read all of it."
+        )
+
     def make(self) -> bool:
         """Make the file of a new key-encryption key, if custody is a file that is absent.
 

@@ -61,6 +61,7 @@ __all__ = [
     "KEYSET",
     "PUBLIC",
     "SPOOL",
+    "Announced",
     "Key",
     "Keyring",
     "PublicKey",
@@ -360,6 +361,34 @@ class PublicKeys:
             hold=first["hold"][0],
             audit=(*first["audit"], *former),
         )
+
+
+class Announced:
+    """``public.json``, followed: gives the sealing key of the hour, also of a file that changes.
+
+    A file that cannot be read for a while changes nothing: what it announced stays announced.
+
+    Args:
+        path: The file.
+        now: Aware wall clock.
+
+    Raises:
+        KeyringError: As `PublicKeys.load`, at the beginning only.
+    """
+
+    def __init__(
+        self, path: Path, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self._path, self._now = path, now
+        self._mark, self.keys = guarded.marked(path), PublicKeys.load(path)
+
+    def __call__(self) -> PublicKey:
+        """Give the key to seal with now."""
+        with contextlib.suppress(KeyringError):
+            mark = guarded.marked(self._path)
+            if mark != self._mark:
+                self.keys, self._mark = PublicKeys.load(self._path), mark
+        return self.keys.sealing(self._now())
 
 
 # --- The keyring ----------------------------------------------------------------------------------

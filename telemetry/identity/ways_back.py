@@ -58,6 +58,8 @@ _LIVE: Final = frozenset({"PRE_ACTIVE", "PRIMARY", "ENABLED"})
 _MOST_KEYS: Final = 8
 _CHUNK: Final = 500
 _DAY: Final = timedelta(hours=24)
+# Events may be a day ahead of the clock, and hosts' clocks apart.
+_AHEAD: Final = timedelta(days=2)
 
 
 # --- Computing ------------------------------------------------------------------------------------
@@ -94,15 +96,30 @@ class LiveToken:
 
 
 class Lookup:
-    """Computes tokens of subjects that are known, and makes none."""
+    """Computes tokens of subjects that are known, and makes none.
+
+    Args:
+        identity: Keyset and vault.
+        sources: By kind.
+        domains: All where tokens are valid.
+        now: Aware wall clock.
+
+    Raises:
+        KeyringError: The keyset cannot be read.
+    """
 
     def __init__(
-        self, identity: Identity, sources: Mapping[str, Source], domains: Sequence[Domain]
+        self,
+        identity: Identity,
+        sources: Mapping[str, Source],
+        domains: Sequence[Domain],
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         # It is the identity's other half, for the two stores that both read.
         self._keyring = identity._keyring  # noqa: SLF001
         self._vault = identity._vault  # noqa: SLF001
-        self._sources, self._domains = sources, tuple(domains)
+        self._sources, self._domains, self._now = sources, tuple(domains), now
         self._keyring.refresh()
 
     def tokens(self, kind: str, value: str) -> tuple[SubjectState, tuple[LiveToken, ...]]:
@@ -218,6 +235,8 @@ class Lookup:
             if (key.use, key.domain) == ("token", domain.name)
             and key.state in _LIVE
             and key.secret is not None
+            # One that was announced for the next quarter has made no token yet.
+            and (key.not_before is None or key.not_before <= self._now() + _AHEAD)
         ]
         lasting = self._pinned(domain, [key for key in keys if key.epoch == "rel"], held)
         quarters = sorted((key for key in keys if key.epoch != "rel"), key=lambda k: k.epoch)
