@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
 import stat
-import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
-from running import COMMAND, Running, command, environment, until
+from running import Running, command, until
+from typer.testing import CliRunner
 
+from telemetry.errors import TelemetryError
 from telemetry.identity import Custody, initialise
 from telemetry.identity.audit import AUDIT_FILE, AuditLog, actor_of
 from telemetry.policy import schemas_dir
@@ -70,25 +73,31 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def at(
-    folder: Path, *arguments: str, stdin: str = "", **more: str
-) -> subprocess.CompletedProcess[str]:
-    """Run a command in the installation's folder."""
-    defaults = {
+class Ran(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def at(folder: Path, *arguments: str, stdin: str = "", **more: str) -> Ran:
+    """Run a command in the installation's folder, in this process: a new one takes a second."""
+    from telemetry.cli import account, app, audit, complain, operate  # noqa: F401 - they register
+
+    named = {
         "TELEMETRY_STATE": str(folder / "state"),
         "TELEMETRY_POLICY": str(folder / "policy"),
         "TELEMETRY_AUDIT_CHECKPOINTS": str(folder / "officer"),
+        "NO_COLOR": "1",
+        "COLUMNS": "200",
     }
-    return subprocess.run(  # noqa: S603 - our own command
-        [*COMMAND, *arguments],
-        cwd=folder,
-        env=environment(**(defaults | more)),
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    with contextlib.chdir(folder):
+        ran = CliRunner().invoke(app, arguments, input=stdin, env=named | more)
+    if not isinstance(ran.exception, TelemetryError):
+        assert isinstance(ran.exception, SystemExit | None), ran.exception
+        return Ran(ran.exit_code, ran.stdout, ran.stderr)
+    with contextlib.redirect_stderr(io.StringIO()) as errors:
+        code = complain(ran.exception)
+    return Ran(code, ran.stdout, ran.stderr + errors.getvalue())
 
 
 def entries(folder: Path, *more: str) -> list[dict[str, Any]]:
@@ -121,7 +130,7 @@ def tokens(folder: Path, account: str = ACCOUNT) -> dict[str, str]:
     ],
 )
 def test_help_shows_what_a_command_does_and_an_example(tmp_path: Path, words: list[str]) -> None:
-    shown = command(*words, "--help", cwd=tmp_path)
+    shown = at(tmp_path, *words, "--help")
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "Example" in shown.stdout
     assert f"telemetry {' '.join(words)}" in " ".join(shown.stdout.split())
@@ -242,7 +251,7 @@ def test_a_proof_convinces_offline_and_shows_nothing_else(
     ],
 )
 def test_where_nothing_is_there_one_is_told_so(tmp_path: Path, words: list[str]) -> None:
-    shown = command(*words, cwd=tmp_path)
+    shown = at(tmp_path, *words, TELEMETRY_POLICY=str(schemas_dir() / "policy"))
     assert shown.returncode in {1, 2}
     assert shown.stdout == ""
     assert "Traceback" not in shown.stderr
