@@ -1,0 +1,148 @@
+"""Who else does this: their packages in an environment of their own, raced in the same run.
+
+``requirements.lock`` lies beside this file; what it names is installed into ``build/neighbours``,
+once. A process of that Python (`next_door`) takes its turns between ours and says what processor
+time they took. Nothing of it is needed to run or test anything else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from tests.bench.next_door import MAKERS
+
+__all__ = ["NEIGHBOURS", "Absent", "Neighbour", "NextDoor", "install"]
+
+LOCK: Final = Path(__file__).with_name("requirements.lock")
+HOME: Final = Path("build/neighbours")
+NEIGHBOURS: Final = frozenset(MAKERS)
+_INSTALL_S: Final = 300
+_REQUIREMENT: Final = re.compile(r"^[a-z].*?(?=^[a-z]|\Z)", re.MULTILINE | re.DOTALL)
+
+
+class Absent(Exception):  # noqa: N818 - a state of the machine, not a mistake
+    """A neighbour cannot be had here; the message says which package is missing."""
+
+
+def install(home: Path = HOME, lock: Path = LOCK) -> Path:
+    """Install what the lock names, once; give the environment's Python.
+
+    What has no wheel for this platform is left out: who misses it says so (`Absent`).
+    """
+    python = home / "bin" / "python"
+    ready = home / ".ready"
+    digest = hashlib.sha256(lock.read_bytes()).hexdigest()
+    if ready.exists() and ready.read_text() == digest:
+        return python
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip += ["--require-hashes", "--only-binary", ":all:"]
+    made = _done([sys.executable, "-m", "venv", "--clear", str(home)])
+    if made and not _done([*pip, "-r", str(lock)]):
+        part = home / "part.txt"
+        for requirement in _REQUIREMENT.findall(lock.read_text()):
+            part.write_text(requirement)
+            _done([*pip, "--no-deps", "-r", str(part)])
+    if made:
+        ready.write_text(digest)
+    return python
+
+
+def _done(command: Sequence[str]) -> bool:
+    try:
+        done = subprocess.run(  # noqa: S603 - our own words
+            command, capture_output=True, timeout=_INSTALL_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
+class NextDoor:
+    """The process of the neighbours. Use it as a context."""
+
+    def __init__(self, python: Path) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._python = python
+        self._numbers = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        if self._process is not None:
+            self._process.communicate()
+
+    def contender(self, name: str, events: Sequence[bytes], **more: Any) -> Neighbour:
+        """Have a neighbour load events.
+
+        Raises:
+            Absent: Its package is not here.
+        """
+        self._numbers += 1
+        number = f"{name} {self._numbers}"
+        texts = [event.decode() for event in events]
+        answer = self.ask({"make": name, "name": number, "events": texts, **more})
+        if "absent" in answer:
+            raise Absent(f"{name}: there is no package {answer['absent']} for this Python")
+        return Neighbour(self, number, len(events), answer)
+
+    def ask(self, order: dict[str, Any]) -> dict[str, Any]:
+        """Put an order, wait for the answer.
+
+        Raises:
+            Absent: The process cannot be started, or died.
+        """
+        if self._process is None:
+            script = Path(__file__).with_name("next_door.py")
+            try:
+                self._process = subprocess.Popen(  # noqa: S603 - our own words
+                    [str(self._python), "-I", str(script)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    text=True,
+                )
+            except OSError:
+                raise Absent("neighbours: their environment could not be made") from None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(order) + "\n")
+            self._process.stdin.flush()
+            answer: dict[str, Any] = json.loads(self._process.stdout.readline() or "null") or {}
+        except OSError:
+            answer = {}
+        if not answer:
+            raise Absent(f"{order.get('name')}: its process ended")
+        return answer
+
+
+class Neighbour:
+    """A contender next door; see `tests.bench.race.Contender`.
+
+    Attributes:
+        first: What it made of the first event. taken: Patterns that it took, if it was given any.
+    """
+
+    def __init__(self, door: NextDoor, name: str, events: int, answer: dict[str, Any]) -> None:
+        self._door, self._name, self.events = door, name, events
+        self.first: str = answer["first"]
+        self.taken: int = answer["taken"]
+
+    def turn(self, rounds: int) -> float:
+        """Work; see `Contender`."""
+        took_s: float = self._door.ask({"turn": rounds, "name": self._name})["cpu_s"]
+        return took_s
