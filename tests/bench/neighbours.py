@@ -66,11 +66,16 @@ def _done(command: Sequence[str]) -> bool:
 
 
 class NextDoor:
-    """The process of the neighbours. Use it as a context."""
+    """A process that answers orders, one JSON object a line. Use it as a context.
 
-    def __init__(self, python: Path) -> None:
+    Args:
+        command: Without one: the neighbours' own Python.
+    """
+
+    def __init__(self, *command: str, python: Path = HOME / "bin" / "python") -> None:
         self._process: subprocess.Popen[str] | None = None
-        self._python = python
+        script = Path(__file__).with_name("next_door.py")
+        self._command = command or (str(python), "-I", str(script))
         self._numbers = 0
 
     def __enter__(self) -> Self:
@@ -97,7 +102,7 @@ class NextDoor:
         answer = self.ask({"make": name, "name": number, "events": texts, **more})
         if "absent" in answer:
             raise Absent(f"{name}: there is no package {answer['absent']} for this Python")
-        return Neighbour(self, number, len(events), answer)
+        return Neighbour(self, number, events=len(events), **answer)
 
     def ask(self, order: dict[str, Any]) -> dict[str, Any]:
         """Put an order, wait for the answer.
@@ -106,10 +111,9 @@ class NextDoor:
             Absent: The process cannot be started, or died.
         """
         if self._process is None:
-            script = Path(__file__).with_name("next_door.py")
             try:
                 self._process = subprocess.Popen(  # noqa: S603 - our own words
-                    [str(self._python), "-I", str(script)],
+                    self._command,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
@@ -137,10 +141,11 @@ class Neighbour:
         first: What it made of the first event. taken: Patterns that it took, if it was given any.
     """
 
-    def __init__(self, door: NextDoor, name: str, events: int, answer: dict[str, Any]) -> None:
+    def __init__(
+        self, door: NextDoor, name: str, *, events: int = 1, first: str = "", taken: int = 0
+    ) -> None:
         self._door, self._name, self.events = door, name, events
-        self.first: str = answer["first"]
-        self.taken: int = answer["taken"]
+        self.first, self.taken = first, taken
 
     def turn(self, rounds: int) -> float:
         """Work; see `Contender`."""

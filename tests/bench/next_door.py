@@ -186,7 +186,9 @@ def _answer(order: dict[str, Any], loaded: dict[str, tuple[Work, list[bytes]]]) 
     gc.collect()
     gc.freeze()
     # What it makes of the first event, so that one can look whether it does what it should.
-    return {"first": str(made(events[0])), "taken": order.get("taken", 0)}
+    first = made(events[0])
+    text = first.decode() if isinstance(first, bytes) else str(first)
+    return {"first": text, "taken": order.get("taken", 0)}
 
 
 def main() -> None:

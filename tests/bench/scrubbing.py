@@ -45,11 +45,6 @@ class Ratio(NamedTuple):
     over: str
     under: str
 
-    @property
-    def is_next_door(self) -> bool:
-        """Tell whether a neighbour takes part."""
-        return self.over in NEIGHBOURS
-
 
 def _rows() -> Iterator[Ratio]:
     for workload in WORKLOADS:
@@ -84,7 +79,7 @@ class Scrubbing:
     def __init__(self, door: NextDoor) -> None:
         self._door = door
         self._policy = load_policy(schemas_dir() / "policy")
-        self.absent: list[str] = []
+        self.absent: dict[str, str] = {}
         self.times_s: dict[str, dict[str, float]] = {}
 
     def figures(
@@ -97,7 +92,7 @@ class Scrubbing:
     ) -> dict[str, float]:
         """Race whoever stands in `rows`; give their figures.
 
-        What a neighbour is missing for is left out and named in `absent`.
+        Rows whose neighbour is missing are left out; `absent` says which and why.
         """
         figures: dict[str, float] = {}
         for group in dict.fromkeys(row.group for row in rows):
@@ -109,7 +104,7 @@ class Scrubbing:
                 try:
                     contenders.update(self._contenders(group, name))
                 except Absent as error:
-                    self.absent.append(str(error))
+                    self.absent[name] = str(error)
             times = race(
                 contenders,
                 repeats=repeats,

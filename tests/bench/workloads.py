@@ -28,7 +28,7 @@ from sentry_sdk.integrations.logging import LoggingIntegration
 from sentry_sdk.integrations.wsgi import SentryWsgiMiddleware
 from sentry_sdk.transport import Transport
 
-__all__ = ["BATCH", "HOSTILE", "KINDS", "SIZES", "analytics_event", "build"]
+__all__ = ["BATCH", "HOSTILE", "KINDS", "SIZES", "analytics_event", "build", "raising"]
 
 KINDS: Final = {"A": "analytics_event", "B8": "error_event", "B40": "error_event"}
 """Record that describes the events of a workload."""
@@ -312,6 +312,29 @@ _MODULES: Final = {
     for n, word in enumerate(("http", "async", "data", "form", "image", "report", "queue", "text"))
     for kind in ("core", "client", "types", "contrib")
 }
+
+
+def raising() -> BaseException:
+    """Give an exception that was raised in the application, four frames down."""
+    dispatch, authenticated = _application()
+    session = {
+        "cart": _cart(random.Random(_SEED), 3),  # noqa: S311 - the same each time
+        "account": 4711,
+        "limit_cents": 10**9,
+        "ledger": {"prefix": "L-", "next": 17},
+        "complaint": "payment 17 failed at step 3",
+    }
+    request = {
+        "route": "/orders",
+        "form": {"currency": "EUR", "method": "card"},
+        "started": 1_795_341_600,
+        "trace": "0" * 32,
+    }
+    try:
+        authenticated(request, session, dispatch, 1)
+    except Exception as error:  # noqa: BLE001 - of a class that the application made
+        return error
+    raise AssertionError
 
 
 def _error(chance: random.Random, *, deep: bool, pii: bool) -> dict[str, Any]:

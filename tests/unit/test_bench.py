@@ -15,9 +15,10 @@ from tests.bench import __main__ as bench
 from tests.bench import scrubbing
 from tests.bench.gates import GATES, Gate, judge, load
 from tests.bench.invented import extended
-from tests.bench.neighbours import Absent, NextDoor, install
+from tests.bench.neighbours import NEIGHBOURS, Absent, NextDoor, install
 from tests.bench.race import Local, race
 from tests.bench.workloads import BATCH, HOSTILE, SIZES, build
+from tests.conftest import require
 
 # send_default_pii is deprecated by sentry-sdk, and what most applications have.
 pytestmark = pytest.mark.filterwarnings("ignore:The send_default_pii:DeprecationWarning")
@@ -195,7 +196,7 @@ def test_every_workload_has_a_gate_against_a_json_round_trip() -> None:
         assert gates[f"json/scrub {workload}"].gate
 
 
-def _found(figures: dict[str, float], absent: list[str]) -> Any:
+def _found(figures: dict[str, float], absent: dict[str, str]) -> Any:
     return lambda *_args, **_more: bench.Measured(figures, absent, {})
 
 
@@ -211,7 +212,7 @@ def test_a_short_run_fails_below_a_floor_and_a_long_one_only_shows_it(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     figures = dict.fromkeys(bench.NAMES, 1e-9)
-    monkeypatch.setattr(bench, "measure", _found(figures, []))
+    monkeypatch.setattr(bench, "measure", _found(figures, {}))
     assert bench.main(["--short"]) == 1
     assert "json/scrub A clean: 1e-09, at least" in " ".join(capsys.readouterr().err.split())
     assert bench.main([]) == 0
@@ -222,7 +223,7 @@ def test_a_short_run_passes_if_every_row_is_as_good_as_its_gate(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     figures = {name: row.gate or row.floor or 1.0 for name, row in load().items()}
-    monkeypatch.setattr(bench, "measure", _found(figures, []))
+    monkeypatch.setattr(bench, "measure", _found(figures, {}))
     assert bench.main(["--short", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == figures == json.loads(elsewhere.read_text())
 
@@ -234,12 +235,16 @@ def test_a_missing_neighbour_is_named_even_where_nobody_promised_it(
     figures = {
         name: row.gate or row.floor or 1.0
         for name, row in load().items()
-        if name not in bench.NEEDS_NEIGHBOURS
+        if not name.startswith("vrl/")
     }
-    monkeypatch.setattr(bench, "measure", _found(figures, ["vrl: no pyvrl"]))
+    monkeypatch.setattr(bench, "measure", _found(figures, {"vrl": "vrl: no pyvrl"}))
     assert bench.main(["--short"]) == 0
     assert "Not here: vrl: no pyvrl" in capsys.readouterr().err
     monkeypatch.setenv("TELEMETRY_REQUIRE", "neighbours")
+    assert bench.main(["--short"]) == 1
+    # Another row cannot hide behind it.
+    monkeypatch.delenv("TELEMETRY_REQUIRE")
+    figures.pop("orjson/scrub B8 clean")
     assert bench.main(["--short"]) == 1
 
 
@@ -261,7 +266,10 @@ def test_rows_can_be_listed_without_measuring(
 
 
 def test_without_their_environment_neighbours_are_absent_and_say_so(tmp_path: Path) -> None:
-    with NextDoor(tmp_path / "bin" / "python") as door, pytest.raises(Absent, match="environment"):
+    with (
+        NextDoor(python=tmp_path / "bin" / "python") as door,
+        pytest.raises(Absent, match="environment"),
+    ):
         door.contender("orjson", [b"{}"])
 
 
@@ -269,7 +277,7 @@ def test_a_package_that_cannot_be_had_is_absent_by_name(tmp_path: Path) -> None:
     lock = tmp_path / "empty.lock"
     lock.write_text("")
     python = install(tmp_path / "home", lock)
-    with NextDoor(python) as door, pytest.raises(Absent, match="pyvrl"):
+    with NextDoor(python=python) as door, pytest.raises(Absent, match="pyvrl"):
         door.contender("vrl", [b"{}"], patterns=[])
 
 
@@ -279,9 +287,42 @@ def test_a_race_without_its_neighbour_has_all_other_rows() -> None:
         for row in scrubbing.ROWS
         if row.group == "A clean" and row.over in {"json", "relay @common"}
     ]
-    with NextDoor(Path("nowhere")) as door:
+    with NextDoor(python=Path("nowhere")) as door:
         work = scrubbing.Scrubbing(door)
         figures = work.figures(rows, repeats=1, turn_s=0.001)
     assert figures.keys() == {row.name for row in rows if row.over == "json"}
-    (gone,) = work.absent
-    assert "neighbours" in gone
+    assert work.absent.keys() == {"relay @common"}
+
+
+@pytest.mark.timeout(600)  # installs them, once
+def test_a_neighbour_does_the_work_that_its_row_says() -> None:
+    install()
+    patterns = [
+        row.detector.pattern for row in load_policy(schemas_dir() / "policy").detectors.rows
+    ]
+    event = build("B8", "pii")[0]
+    first, taken = {}, 0
+    with NextDoor() as door:
+        for name in sorted(NEIGHBOURS):
+            try:
+                neighbour = door.contender(name, [event], patterns=patterns)
+            except Absent as error:
+                require("neighbours", str(error))
+            assert neighbour.turn(1) > 0
+            first[name] = neighbour.first
+            taken = max(taken, neighbour.taken)
+    assert json.loads(first["orjson"]) == json.loads(event)
+    for name in ("relay 12 rules", "relay @common", "vrl"):
+        left = json.loads(first[name])
+        # An e-mail address in the message is gone, and its words are still there.
+        assert "@example.com" not in json.dumps(left)
+        assert left["exception"]["values"][0]["value"].startswith("payment ")
+    for name in ("relay 12 rules", "vrl"):
+        # So is the payload.
+        left = json.loads(first[name])
+        frames = left["exception"]["values"][0]["stacktrace"]["frames"]
+        assert not any(frame.get("vars") for frame in frames)
+        assert not left["request"].get("data")
+        assert not left["request"].get("headers")
+    assert taken == len(patterns)
+    assert int(first["presidio"]) > 0
