@@ -25,6 +25,7 @@ LOCK: Final = Path(__file__).with_name("requirements.lock")
 HOME: Final = Path("build/neighbours")
 NEIGHBOURS: Final = frozenset(MAKERS)
 _INSTALL_S: Final = 300
+_GIVE_UP: Final = 10
 _REQUIREMENT: Final = re.compile(r"^[a-z].*?(?=^[a-z]|\Z)", re.MULTILINE | re.DOTALL)
 
 
@@ -43,16 +44,24 @@ def install(home: Path = HOME, lock: Path = LOCK) -> Path:
     if ready.exists() and ready.read_text() == digest:
         return python
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    pip += ["--require-hashes", "--only-binary", ":all:"]
-    made = _done([sys.executable, "-m", "venv", "--clear", str(home)])
-    if made and not _done([*pip, "-r", str(lock)]):
-        part = home / "part.txt"
-        for requirement in _REQUIREMENT.findall(lock.read_text()):
-            part.write_text(requirement)
-            _done([*pip, "--no-deps", "-r", str(part)])
-    if made:
+    pip += ["--retries", "1", "--require-hashes", "--only-binary", ":all:"]
+    if not _done([sys.executable, "-m", "venv", "--clear", str(home)]):
+        return python
+    whole = _done([*pip, "-r", str(lock)])
+    if whole or _parts([*pip, "--no-deps", "-r"], home / "part.txt", lock):
         ready.write_text(digest)
     return python
+
+
+def _parts(pip: Sequence[str], part: Path, lock: Path) -> bool:
+    """Install what can be had, one by one; without a registry give up, to try again next time."""
+    failed = 0
+    for requirement in _REQUIREMENT.findall(lock.read_text()):
+        part.write_text(requirement)
+        failed += not _done([*pip, str(part)])
+        if failed == _GIVE_UP:
+            break
+    return failed < _GIVE_UP
 
 
 def _done(command: Sequence[str]) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import time
+import venv
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from scrubbers.detectors import Detectors
 from telemetry.policy import load_policy, schemas_dir
 from tests.bench import __main__ as bench
-from tests.bench import scrubbing
+from tests.bench import neighbours, scrubbing
 from tests.bench.gates import GATES, Gate, judge, load
 from tests.bench.invented import extended
 from tests.bench.neighbours import NEIGHBOURS, Absent, NextDoor, install
@@ -274,11 +276,34 @@ def test_without_their_environment_neighbours_are_absent_and_say_so(tmp_path: Pa
 
 
 def test_a_package_that_cannot_be_had_is_absent_by_name(tmp_path: Path) -> None:
-    lock = tmp_path / "empty.lock"
-    lock.write_text("")
-    python = install(tmp_path / "home", lock)
-    with NextDoor(python=python) as door, pytest.raises(Absent, match="pyvrl"):
+    venv.create(tmp_path, with_pip=False, symlinks=True)
+    python = tmp_path / "bin" / "python"
+    with NextDoor(python=python) as door, pytest.raises(Absent, match="package pyvrl"):
         door.contender("vrl", [b"{}"], patterns=[])
+
+
+def test_a_wheel_that_does_not_exist_here_does_not_keep_the_others_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+
+    def done(command: list[str]) -> bool:
+        if "venv" in command:
+            (tmp_path / "home").mkdir()
+            return True
+        assert {"--require-hashes", "--only-binary"} <= set(command)
+        tried.append(Path(command[-1]).read_text())
+        return len(tried) > 2  # all together, and the first alone, cannot be had
+
+    monkeypatch.setattr(neighbours, "_done", done)
+    lock = tmp_path / "requirements.lock"
+    lock.write_text(
+        "one==1 \\\n    --hash=sha256:11\ntwo==2 ; python_version < '4' \\\n    --hash=sha256:22\n"
+    )
+    install(tmp_path / "home", lock)
+    assert tried == [lock.read_text(), *re.findall(r"(?s)(?:one|two)==.+?[12]{2}\n", tried[0])]
+    install(tmp_path / "home", lock)
+    assert len(tried) == 3  # once is enough
 
 
 def test_a_race_without_its_neighbour_has_all_other_rows() -> None:
@@ -326,3 +351,23 @@ def test_a_neighbour_does_the_work_that_its_row_says() -> None:
         assert not left["request"].get("headers")
     assert taken == len(patterns)
     assert int(first["presidio"]) > 0
+
+
+def test_without_a_registry_the_next_run_tries_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+
+    def done(command: list[str]) -> bool:
+        if "venv" in command:
+            (tmp_path / "home").mkdir(exist_ok=True)
+            return True
+        tried.append(command[-1])
+        return False
+
+    monkeypatch.setattr(neighbours, "_done", done)
+    install(tmp_path / "home")
+    once = len(tried)
+    assert once < 20  # not each of the lock's sixty
+    install(tmp_path / "home")
+    assert len(tried) == 2 * once
