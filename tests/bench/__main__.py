@@ -33,6 +33,7 @@ from rich.table import Table
 from tests.bench import end_to_end, scrubbing, sdk
 from tests.bench.gates import Gate, Verdict, judge, load
 from tests.bench.neighbours import NEIGHBOURS, NextDoor, install
+from tests.bench.workloads import HOSTILE
 
 OUTPUT: Final = Path("build/bench.json")
 NAMES: Final = (*(row.name for row in scrubbing.ROWS), *sdk.ROWS, *end_to_end.ROWS)
@@ -126,7 +127,13 @@ def show(console: Console, verdicts: Sequence[Verdict]) -> None:
 
 
 def show_times(console: Console, times_s: Mapping[str, Mapping[str, float]]) -> None:
-    """Print processor time per event of everybody, by workload."""
+    """Print processor time per event of everybody, by workload; and what was worst."""
+    if hostile := {name: s for name, s in times_s.get("hostile", {}).items() if name in HOSTILE}:
+        worst = max(hostile, key=hostile.__getitem__)
+        took_ms = hostile[worst] * scrubbing.HOSTILE_BYTES * 1e3
+        console.print(
+            f"Slowest of {len(hostile)} hostile texts of 64 KB: {worst}, {took_ms:.1f} ms."
+        )
     workloads = {name: times_s[name] for name in scrubbing.WORKLOADS if name in times_s}
     names = dict.fromkeys(who for times in workloads.values() for who in times)
     if not names:

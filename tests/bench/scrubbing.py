@@ -21,10 +21,10 @@ from tests.bench.neighbours import NEIGHBOURS, Absent, NextDoor
 from tests.bench.race import Contender, Local, race
 from tests.bench.workloads import BATCH, HOSTILE, KINDS, build
 
-__all__ = ["DETECTORS", "ROWS", "WORKLOADS", "Ratio", "Scrubbing", "scrub_batch"]
+__all__ = ["DETECTORS", "HOSTILE_BYTES", "ROWS", "WORKLOADS", "Ratio", "Scrubbing", "scrub_batch"]
 
 DETECTORS: Final = 200
-_HOSTILE_BYTES: Final = 65_536
+HOSTILE_BYTES: Final = 65_536
 _PRESIDIO_EVENTS: Final = 4
 WORKLOADS: Final = (
     "A clean", "A mixed", "A pii", "B8 clean", "B8 pii", "B40 clean", "B40 pii"
@@ -130,11 +130,11 @@ class Scrubbing:
         elif group == "hostile":
             if name == "clean":
                 # Letters, digits and punctuation as they are; no anchor hits, as in most events.
-                text = self._clean_text[:_HOSTILE_BYTES]
+                text = self._clean_text[:HOSTILE_BYTES]
                 yield name, Local(redact_text, [text], each=len(text))
             else:
                 for kind, unit in HOSTILE.items():
-                    text = (unit * _HOSTILE_BYTES)[:_HOSTILE_BYTES]
+                    text = (unit * HOSTILE_BYTES)[:HOSTILE_BYTES]
                     yield kind, Local(redact_text, [text], each=len(text))
         else:
             yield name, self._worker(group, name)
@@ -193,7 +193,7 @@ class Scrubbing:
         clean = [text for text in texts if not self._more.gate(text)]
         assert len(clean) > 0.9 * len(texts), "anchors hit clean text"
         joined = SEPARATOR.join(clean)
-        assert len(joined) >= _HOSTILE_BYTES
+        assert len(joined) >= HOSTILE_BYTES
         # Fields side by side can be what a field alone is not.
         assert not self._more.gate(joined)
         return joined
