@@ -171,7 +171,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--short", action="store_true", help="measure less; fail below gates.toml")
-    parser.add_argument("--only", metavar="PATTERN", action="append", help="rows, as in a shell")
+    parser.add_argument(
+        "--only", metavar="PATTERN", action="append", help="rows, as in a shell; writes no file"
+    )
     parser.add_argument("--list", action="store_true", help="name the rows, measure nothing")
     parser.add_argument("--json", action="store_true", help="print build/bench.json, no tables")
     options = parser.parse_args(arguments)

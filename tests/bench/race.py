@@ -93,9 +93,12 @@ def race(
     gc.collect()
     gc.freeze()
     best = dict.fromkeys(contenders, float("inf"))
-    for number in range(repeats):
-        for name, contender in contenders.items():
-            tell(f"{name}, {number + 1} of {repeats}")
-            took_s = contender.turn(rounds[name]) / rounds[name] / contender.events
-            best[name] = min(best[name], took_s)
+    try:
+        for number in range(repeats):
+            for name, contender in contenders.items():
+                tell(f"{name}, {number + 1} of {repeats}")
+                took_s = contender.turn(rounds[name]) / rounds[name] / contender.events
+                best[name] = min(best[name], took_s)
+    finally:
+        gc.unfreeze()
     return best

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from scrubbers.detectors import SEPARATOR, Detectors
-from scrubbers.engine import Ledger, Outcome, scrub
+from scrubbers.engine import Outcome, scrub
 from scrubbers.text import redact_text
 from telemetry.policy import load_policy, schemas_dir
 from telemetry.rules import Schemas
@@ -179,17 +179,15 @@ class Scrubbing:
 
     @cached_property
     def _clean_text(self) -> str:
-        """Free text of clean events in which no anchor of the larger table hits.
+        """Texts of clean events, scrubbed, in which no anchor of the larger table hits.
 
         Where one hits, the scan ends, and says nothing of its speed.
         """
         texts: list[str] = []
         for workload in ("B40", "B8", "A"):
             for raw in build(workload, "clean"):
-                rules = self._schemas.rules_for(KINDS[workload], raw)
-                ledger = Ledger(rules.treatments)
-                rules.rewrite(rules.decode(raw, ledger), (), ledger)
-                texts += [*ledger.texts, *ledger.statics]
+                (outcome,) = scrub_batch(self._schemas, KINDS[workload], [raw])
+                texts += _strings(json.loads(outcome.event))
         clean = [text for text in texts if not self._more.gate(text)]
         assert len(clean) > 0.9 * len(texts), "anchors hit clean text"
         joined = SEPARATOR.join(clean)
@@ -197,6 +195,14 @@ class Scrubbing:
         # Fields side by side can be what a field alone is not.
         assert not self._more.gate(joined)
         return joined
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _strings(inner)
 
 
 def scrub_batch(schemas: Schemas, kind: str, raws: Sequence[bytes]) -> list[Outcome]:
