@@ -41,7 +41,7 @@ IDS = range(4700, 4740)
 
 class Row(NamedTuple):
     locator: bytes
-    wrapped: bytes
+    wrapped: bytes | None
     version: int
 
 
@@ -55,20 +55,25 @@ class Loot(NamedTuple):
 
 @pytest.fixture(scope="module")
 def loot(tmp_path_factory: pytest.TempPathFactory) -> Loot:
-    state = tmp_path_factory.mktemp("state")
+    return plunder(tmp_path_factory.mktemp("state"))
+
+
+def plunder(state: Path, *, erase: int | None = None) -> Loot:
+    """Let an event of every account pass, perhaps erase one, and take everything there is."""
     initialise_development(state)
     identity = Identity.open(state, environment="development")
     sealer, tokens = Identity.sealer(state), {}
     for number in IDS:
+        account = Identifier("account", "app:user", str(number))
         bound = {"event_id": f"{number:032x}", "schema": "event", "tenant": "web"}
-        capsule = sealer.seal(
-            (Identifier("account", "app:user", str(number)),), occurred_ms=epoch_ms(NOW), **bound
-        )
+        capsule = sealer.seal((account,), occurred_ms=epoch_ms(NOW), **bound)
         (met,) = identity.resolve([Sealed(capsule=capsule, occurred_at=NOW, **bound)])
         assert isinstance(met, Resolved)
         for domain in (HEAP, SENTRY):
             tokens[met.tokens(domain, NOW)["account"]] = number
-    met.delivery_id(HEAP)
+        met.delivery_id(HEAP)
+        if number == erase:
+            identity.erase(account, purposes=("product-analytics", "error-logging"))
     keys = {
         f"{key.use} {key.domain}".strip(): key.secret.expose()
         for key in identity._keyring.entries()
@@ -89,6 +94,8 @@ def recovered(loot: Loot, keys: Sequence[bytes]) -> set[int]:
     """Try every key in every role: to unwrap, to make tokens; and none at all."""
     secrets = {b""}
     for row in loot.rows:
+        if row.wrapped is None:
+            continue  # a tombstone
         # What lies there may be taken for a secret as it is.
         secrets |= {row.wrapped[12:44], row.wrapped[:32], row.locator}
         for key in keys:
@@ -159,6 +166,18 @@ def test_wrap_key_token_key_and_vault_together_give_every_id(loot: Loot) -> None
     """The limit that the threat model names, and the proof that the attack above is one."""
     keys = [loot.keys["wrap"], loot.keys["token analytics@heap"]]
     assert recovered(loot, keys) == set(IDS)
+
+
+def test_with_everything_that_is_left_an_erased_account_is_not_recovered(tmp_path: Path) -> None:
+    with_erased = plunder(tmp_path, erase=4705)
+    assert recovered(with_erased, list(with_erased.keys.values())) == {*IDS} - {4705}
+
+
+def test_with_every_key_that_is_left_a_destroyed_epoch_is_not_recovered(loot: Loot) -> None:
+    left = [key for use, key in loot.keys.items() if use != "token errors@sentry"]
+    of_sentry = {t: n for t, n in loot.tokens.items() if "_sentry_" in t}
+    assert recovered(loot._replace(tokens=of_sentry), left) == set()
+    assert recovered(loot._replace(tokens=of_sentry), list(loot.keys.values())) == set(IDS)
 
 
 def test_what_the_locator_key_tells_is_who_has_a_row_and_not_their_token(loot: Loot) -> None:
