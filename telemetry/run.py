@@ -220,6 +220,7 @@ class Runner:
         self.forwarders: dict[str, Forwarder] = {}
         self.address = self.admin_address = ("", 0)
         self.audit_every_s = 3600.0
+        self._told: tuple[datetime, dict[str, dict[str, int]]] | None = None
 
     async def open(self) -> None:
         """Check everything, open everything, start to listen.
@@ -318,6 +319,10 @@ class Runner:
         policy = self.policy
         what = {"digest": policy.digest, "notice": policy.notice.version}
         self.witness("role:run", "policy.load", what)
+        for name, recipient in policy.recipients.items():
+            if recipient.refused:
+                what = {"recipient": name, "reason": recipient.refused}
+                self.witness("role:run", "recipient.refuse", what)
 
     async def _listen(self) -> None:
         settings = self.settings
@@ -506,7 +511,8 @@ class Runner:
 
     async def _audit_hourly(self, stop: asyncio.Event) -> None:
         """Each hour: what went to whom, what is past its period, and a signed checkpoint."""
-        since, before = datetime.now(UTC), (await self.books()).sent()
+        # Kept over a failure, so that the next hour tells what this one could not.
+        since, before = self._told = self._told or (datetime.now(UTC), (await self.books()).sent())
         while not stop.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), self.audit_every_s)
@@ -518,7 +524,7 @@ class Runner:
                 }
                 fresh |= {"recipient": name, "since": since.isoformat(timespec="seconds")}
                 await asyncio.to_thread(self.witness, "role:run", "egress.total", fresh)
-            since, before = now, sent
+            since, before = self._told = now, sent
             keep_years = self.policy.ways_back.audit.keep_years
             await asyncio.to_thread(self.audit.prune, keep_years=keep_years)
             await asyncio.to_thread(self.audit.checkpoint)

@@ -1,4 +1,4 @@
-"""Commands that read, sign and verify the audit log: audit log, checkpoint, verify, prove."""
+"""Commands for the audit log: audit log, checkpoint, verify, prove, erase."""
 
 from __future__ import annotations
 
@@ -302,3 +302,28 @@ def prove(
     with signing_log(_settings(config, state)) as log:
         told = log.prove(seq) if seq is not None else log.prove_growth(_text(since or Path()))
     typer.echo(json.dumps(told, ensure_ascii=False))
+
+
+@audit.command()
+def erase(
+    seq: Annotated[int, typer.Argument(help="Number of the entry.")],
+    *,
+    reason: Annotated[str, typer.Option(help="Why; it stands in the log.")],
+    ticket: Annotated[str, typer.Option(help="Where it is explained.")] = "",
+    config: Config = None,
+    state: State = None,
+) -> None:
+    """Destroy the content of an entry; its place in the log and every proof stay.
+
+    Who, when and which action stay too: they are what is proved. That it was done is an entry.
+
+    Examples:
+
+      telemetry audit erase 17 --reason "a customer's name in the ticket"
+    """
+    from telemetry.identity.audit import actor_of  # noqa: PLC0415
+
+    with signing_log(_settings(config, state)) as log:
+        log.erase(seq, actor=actor_of(), reason=reason, ticket=ticket)
+        log.checkpoint()
+    typer.echo(json.dumps({"erased": seq}))

@@ -424,6 +424,7 @@ _TABLES: Final = (
 )
 _COLUMNS: Final = "seq, time, actor, action, object_commit, policy_digest, result, r, body, sealed"
 _BUSY_S: Final = 10.0
+_DAMAGED: Final = "The audit log is damaged or was changed. Keep it, and restore its copy."
 
 
 class AuditLog:
@@ -471,11 +472,12 @@ class AuditLog:
                 for statement in _TABLES:
                     connection.execute(statement)
             self._fits_its_checkpoint()
-        except (AuditError, sqlite3.Error):
+        except AuditError:
             self._connection.close()
-            raise AuditError(
-                "The audit log is damaged or was changed. Keep it, and restore its copy."
-            ) from None
+            raise
+        except sqlite3.Error:
+            self._connection.close()
+            raise AuditError(_DAMAGED) from None
 
     def __repr__(self) -> str:
         return "AuditLog()"
@@ -774,13 +776,13 @@ class AuditLog:
     # --- The file -----------------------------------------------------------------------------
 
     def _frontier(self, connection: sqlite3.Connection) -> Frontier:
-        size, nodes = connection.execute("SELECT size, nodes FROM tree").fetchone()
         try:
+            size, nodes = connection.execute("SELECT size, nodes FROM tree").fetchone()
             return Frontier(
                 size, [nodes[i : i + HASH_BYTES] for i in range(0, len(nodes), HASH_BYTES)]
             )
-        except ValueError:
-            raise AuditError("The audit log is damaged.") from None
+        except (ValueError, TypeError):
+            raise AuditError(_DAMAGED) from None
 
     def _fits_its_checkpoint(self) -> None:
         """Refuse a file whose newest tree, entries and checkpoint contradict each other."""
@@ -788,14 +790,14 @@ class AuditLog:
             frontier = self._frontier(connection)
             query = "SELECT count(*), coalesce(max(seq) + 1, 0) FROM entries"
             if connection.execute(query).fetchone() != (frontier.size, frontier.size):
-                raise AuditError
+                raise AuditError(_DAMAGED)
             query = "SELECT note FROM checkpoints ORDER BY size DESC LIMIT 1"
             row = connection.execute(query).fetchone()
             if row is not None:
                 newest = Checkpoint.parse(row[0])
                 same = newest.size != frontier.size or newest.root == frontier.root()
                 if newest.size > frontier.size or not same:
-                    raise AuditError
+                    raise AuditError(_DAMAGED)
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:

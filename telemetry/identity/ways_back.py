@@ -33,8 +33,8 @@ from telemetry.errors import AuditError, IdentifierError, RefusedError
 from telemetry.identity import Domain, Identity
 from telemetry.identity import pseudonym as _pseudonym
 from telemetry.identity.audit import AuditLog, Body
-from telemetry.identity.keyring import Key, Secret
-from telemetry.identity.pseudonym import Profile, canonicalize, check
+from telemetry.identity.keyring import Secret
+from telemetry.identity.pseudonym import Profile, Tokenizer, canonicalize, check
 from telemetry.identity.vault import Tombstoned, Unreadable
 from telemetry.policy import WaysBackRules
 
@@ -120,6 +120,7 @@ class Lookup:
         self._keyring = identity._keyring  # noqa: SLF001
         self._vault = identity._vault  # noqa: SLF001
         self._sources, self._domains, self._now = sources, tuple(domains), now
+        self._made: dict[tuple[str, str, str], list[tuple[str, Tokenizer]]] = {}
         self._keyring.refresh()
 
     def tokens(self, kind: str, value: str) -> tuple[SubjectState, tuple[LiveToken, ...]]:
@@ -143,9 +144,9 @@ class Lookup:
         if not isinstance(held, Secret):
             return ("erased" if isinstance(held, Tombstoned) else "unknown"), ()
         found = tuple(
-            LiveToken(domain.name, epoch, self._token(domain, epoch, key, source, canonical, held))
+            LiveToken(domain.name, epoch, tokenizer(canonical, held.expose()))
             for domain in self._domains
-            for epoch, key in self._keys(domain, held)
+            for epoch, tokenizer in self._tokenizers(domain, source, held)
         )
         return "known", found
 
@@ -187,7 +188,7 @@ class Lookup:
             KeyringError: A key cannot be read.
         """
         domain, source = self.domain_of(token)
-        walk, count = iter(candidates), 0
+        raw, walk, count = token.encode(), iter(candidates), 0
         while chunk := list(islice(walk, _CHUNK)):
             fitting: list[str] = []
             for value in chunk:
@@ -197,20 +198,18 @@ class Lookup:
                     continue
             count += len(chunk)
             for canonical, held in self._held(source, fitting).items():
-                if isinstance(held, Secret) and self._has(token, domain, source, canonical, held):
+                if isinstance(held, Secret) and self._has(raw, domain, source, canonical, held):
                     return canonical, count
             if seen is not None:
                 seen(count)
         return None, count
 
     def _has(
-        self, token: str, domain: Domain, source: Source, canonical: str, held: Secret
+        self, token: bytes, domain: Domain, source: Source, canonical: str, held: Secret
     ) -> bool:
         return any(
-            hmac.compare_digest(
-                self._token(domain, epoch, key, source, canonical, held).encode(), token.encode()
-            )
-            for epoch, key in self._keys(domain, held)
+            hmac.compare_digest(tokenizer(canonical, held.expose()).encode(), token)
+            for _, tokenizer in self._tokenizers(domain, source, held)
         )
 
     def _held(
@@ -227,45 +226,44 @@ class Lookup:
         found = self._vault.find(list(locators.values())) if locators else {}
         return {canonical: found.get(locator) for canonical, locator in locators.items()}
 
-    def _keys(self, domain: Domain, held: Secret) -> list[tuple[str, Secret]]:
-        """Give the keys that may have made tokens of a subject: at most eight, newest first."""
+    def _tokenizers(
+        self, domain: Domain, source: Source, held: Secret
+    ) -> list[tuple[str, Tokenizer]]:
+        """Give what may have made tokens of a subject: at most eight keys, newest first."""
+        # A subject uses one key for good: its pin. Who has none was here before any other key.
+        pins: Mapping[str, str] = getattr(held, "pins", {})
+        pinned = pins.get(domain.name, "")
+        known = self._made.get((domain.name, source.kind, pinned))
+        if known is not None:
+            return known
         keys = [
             key
             for key in self._keyring.entries()
             if (key.use, key.domain) == ("token", domain.name)
             and key.state in _LIVE
-            and key.secret is not None
             # One that was announced for the next quarter has made no token yet.
             and (key.not_before is None or key.not_before <= self._now() + _AHEAD)
         ]
-        lasting = self._pinned(domain, [key for key in keys if key.epoch == "rel"], held)
-        quarters = sorted((key for key in keys if key.epoch != "rel"), key=lambda k: k.epoch)
-        chosen = [*lasting, *reversed(quarters)][:_MOST_KEYS]
-        return [(key.epoch, key.secret) for key in chosen if key.secret is not None]
-
-    @staticmethod
-    def _pinned(domain: Domain, keys: Sequence[Key], held: Secret) -> list[Key]:
-        """Choose the key that a subject uses for good; who has no pin was here before any other."""
-        pins: Mapping[str, str] = getattr(held, "pins", {})
-        pinned = pins.get(domain.name)
-        if pinned is not None:
-            return [key for key in keys if key.kid == pinned]
-        return list(keys[:1])
-
-    @staticmethod
-    def _token(
-        domain: Domain, epoch: str, key: Secret, source: Source, canonical: str, held: Secret
-    ) -> str:
-        return _pseudonym.token(
-            key.expose(),
-            domain=domain.name,
-            epoch=epoch,
-            kind=source.kind,
-            namespace=source.namespace,
-            canonical_id=canonical,
-            secret=held.expose(),
-            label=domain.label,
-        )
+        lasting = [key for key in keys if key.epoch == "rel"]
+        lasting = [key for key in lasting if key.kid == pinned] if pinned else lasting[:1]
+        quarters = sorted((key for key in keys if key.epoch != "rel"), key=lambda key: key.epoch)
+        made = [
+            (
+                key.epoch,
+                Tokenizer(
+                    key.secret.expose(),
+                    domain=domain.name,
+                    epoch=key.epoch,
+                    kind=source.kind,
+                    namespace=source.namespace,
+                    label=domain.label,
+                ),
+            )
+            for key in [*lasting, *reversed(quarters)][:_MOST_KEYS]
+            if key.secret is not None
+        ]
+        self._made[domain.name, source.kind, pinned] = made
+        return made
 
 
 # --- Deciding -------------------------------------------------------------------------------------

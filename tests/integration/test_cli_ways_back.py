@@ -121,6 +121,7 @@ def tokens(folder: Path, account: str = ACCOUNT) -> dict[str, str]:
         ["audit", "checkpoint"],
         ["audit", "verify"],
         ["audit", "prove"],
+        ["audit", "erase"],
         ["account", "token"],
         ["account", "join"],
         ["account", "reidentify", "request"],
@@ -240,6 +241,24 @@ def test_a_proof_convinces_offline_and_shows_nothing_else(
     (tmp_path / "grown.json").write_text(grown.stdout, "utf-8")
     shown = command("audit", "verify", str(tmp_path / "grown.json"), "--key", key, cwd=tmp_path)
     assert shown.returncode == 0
+
+
+def test_a_content_is_erased_and_the_export_stays_sound(installation: Path, tmp_path: Path) -> None:
+    at(installation, "account", "token", "--ticket", "erika musterfrau", stdin=STRANGER)
+    seq = str(entries(installation)[-1]["seq"])
+    erased = at(installation, "audit", "erase", seq, "--reason", "a name in the ticket")
+    assert (erased.returncode, json.loads(erased.stdout)) == (0, {"erased": int(seq)})
+    export = tmp_path / "audit.jsonl"
+    at(installation, "audit", "log", "--export", str(export))
+    assert "musterfrau" not in export.read_text("utf-8")
+    assert b"musterfrau" not in (installation / "state" / AUDIT_FILE).read_bytes()
+    (public,) = (installation / "officer").glob("*.pub")
+    shown = at(
+        installation, "audit", "verify", str(export), "--key", str(public),
+        "--checkpoint", str(installation / "officer"), "--json",
+    )  # fmt: skip
+    assert (shown.returncode, json.loads(shown.stdout)["erased"]) == (0, 1)
+    assert at(installation, "audit", "erase", "9999", "--reason", "x").returncode == 1
 
 
 @pytest.mark.parametrize(
