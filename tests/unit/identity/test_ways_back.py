@@ -240,7 +240,7 @@ def test_tokens_are_witnessed_without_an_id_before_they_are_given(world: World) 
     assert {token.token for token in live} == set(sent.values())
     assert (unknown, unfit) == (("unknown", ()), ("unfit", ()))
     (entry,) = world.audit.entries()
-    assert (entry.actor, entry.action, entry.result) == ("user:support", "account.token", "done")
+    assert (entry.actor, entry.action, entry.result) == ("user:support", "account.token", "done:3")
     assert entry.body == {
         "kind": "account", "count": 3, "ticket": "SUP-1",
         "domains": "analytics@heap errors@sentry",
@@ -258,6 +258,9 @@ def test_nobody_gets_more_tokens_a_day_than_the_policy_says(world: World) -> Non
         world.person("support").tokens("account", ["471100471100"] * 3)
     world.person("support").tokens("account", ["471100471100"] * 2)
     world.person("another").tokens("account", ["471100471100"])
+    world.audit.erase(0, actor="user:support")
+    with pytest.raises(RefusedError, match="5 were used"):
+        world.person("support").tokens("account", ["471100471100"])
     world.at = NOW + timedelta(hours=25)
     world.person("support").tokens("account", ["471100471100"] * 5)
     assert world.witnessed()[1] == ("user:support", "account.token", "refused:limit")
