@@ -6,10 +6,10 @@ like; this module knows what *this* person's address is, and so finds what has n
 
 from __future__ import annotations
 
-import binascii
 import html
 import json
 import re
+from binascii import b2a_base64
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 from urllib.parse import quote, quote_plus
@@ -27,6 +27,7 @@ KINDS = {
 
 _MIN_ANYWHERE = 4
 _MIN_ENCODED = 6
+_OUTLINE = 14
 _MAX_VALUE = 512
 _MAX_VALUES = 512
 _MAX_OTHERS = 48
@@ -99,7 +100,7 @@ class KnownValues:
         self._folded_cores: list[str] = []
         self._folded_of: list[int] = []
         self._exact_cores: list[str] = []
-        self._exact_of: list[int] = []  # one value for three cores
+        self._exact_of: list[int] = []
         self._needles: dict[int, tuple[list[_Needle], list[_Needle]]] = {}
 
     def __repr__(self) -> str:
@@ -172,11 +173,7 @@ class KnownValues:
         folded = data.lower()
         text, exact = folded.decode("latin-1"), data.decode("latin-1")
         near = {n for c, n in zip(self._folded_cores, self._folded_of, strict=True) if c in text}
-        near.update(
-            self._exact_of[at // 3 % len(self._exact_of)]
-            for at, core in enumerate(self._exact_cores)
-            if core in exact
-        )
+        near.update(n for c, n in zip(self._exact_cores, self._exact_of, strict=True) if c in exact)
         for n in sorted(near):
             for_folded, for_exact = self._needles.get(n) or self._prepare(n)
             for needle in for_folded:
@@ -187,33 +184,26 @@ class KnownValues:
     def _outline(self) -> None:
         """Work out texts of which one stands wherever a value does, in whatever encoding."""
         cores, of = self._folded_cores, self._folded_of
-        heads, groups, encoded = [], [], []
         for n, (kind, value) in enumerate(self._pairs):
             raw = value.encode()
             # No encoding changes letters and digits. Most ids are one run of them.
-            if raw.isalnum() and kind != "name":
-                cores.append(value.lower())
-                of.append(n)
-            else:
-                found = _cores(kind, value)
-                cores += found
-                of += [n] * len(found)
+            found = [value.lower()] if raw.isalnum() and kind != "name" else _cores(kind, value)
             if len(raw) >= _MIN_ENCODED and len(value) >= _MIN_ANYWHERE:
-                encoded.append(n)
-                heads.append(raw[:_MIN_ENCODED])
-                # Base64 writes three bytes as four characters, and of each alignment one such
-                # group lies within the value.
-                groups.append(raw[:3] + raw[2:5] + raw[1:4])
-        if not encoded:
-            return
-        digits = binascii.hexlify(b"".join(heads)).decode()
-        cores += [digits[at : at + 12] for at in range(0, len(digits), 12)]
-        of += encoded
-        base64 = binascii.b2a_base64(b"".join(groups), newline=False).decode()
-        if "+" in base64 or "/" in base64:
-            base64 += base64.replace("+", "-").replace("/", "_")
-        self._exact_cores = [base64[at : at + 4] for at in range(0, len(base64), 4)]
-        self._exact_of = encoded
+                found.append(raw[:_OUTLINE].hex())
+                # Base64 writes three bytes as four characters. Of each alignment some whole groups
+                # lie within the value; the more of them are looked for, the faster it goes.
+                size = (min(len(raw), _OUTLINE) - 2) // 3 * 3
+                wide = size // 3 * 4
+                groups = b2a_base64(
+                    raw[:size] + raw[2 : 2 + size] + raw[1 : 1 + size], newline=False
+                ).decode()
+                if "+" in groups or "/" in groups:
+                    groups += groups.replace("+", "-").replace("/", "_")
+                exact = [groups[at : at + wide] for at in range(0, len(groups), wide)]
+                self._exact_cores += exact
+                self._exact_of += [n] * len(exact)
+            cores += found
+            of += [n] * len(found)
 
     def _prepare(self, n: int) -> tuple[list[_Needle], list[_Needle]]:
         """Write out one value in all spellings and encodings."""
@@ -293,7 +283,7 @@ def _base64_cores(raw: bytes) -> set[bytes]:
     """Return the characters that `raw` alone decides, at each of three alignments."""
     cores = set()
     for lead in range(3):
-        whole = binascii.b2a_base64(bytes(lead) + raw, newline=False)
+        whole = b2a_base64(bytes(lead) + raw, newline=False)
         first = (lead * 8 + 5) // 6
         last = (lead + len(raw)) * 8 // 6
         core = whole[first:last]
