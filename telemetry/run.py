@@ -61,7 +61,7 @@ from telemetry.retention import Period
 from telemetry.rules import Schemas
 from telemetry.sinks import Sink
 
-__all__ = ["Runner", "Storage", "check_host", "open_broker", "open_custody"]
+__all__ = ["Runner", "Storage", "check_host", "keeps", "open_broker", "open_custody"]
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.run")
 _T = TypeVar("_T")
@@ -383,13 +383,13 @@ class Runner:
 
     async def _tend(self, stop: asyncio.Event) -> None:
         """Rotate, destroy and back up keys when it is their time."""
-        keeps = _keeps(self.policy)
+        periods = keeps(self.policy)
         while not stop.is_set():
             try:
                 turns = await asyncio.get_running_loop().run_in_executor(
                     None,
                     lambda: self.identity.tend(
-                        keeps=keeps, holding=bool(self.pseudonymizer.holding)
+                        keeps=periods, holding=bool(self.pseudonymizer.holding)
                     ),
                 )
                 for turn in turns:
@@ -437,7 +437,7 @@ class Runner:
         return Books(entries, pending, tuple(self.sinks))
 
 
-def _keeps(policy: Policy) -> dict[str, Period]:
+def keeps(policy: Policy) -> dict[str, Period]:
     """Tell for each token domain how long an event of it may be processed and kept at all."""
     keeps: dict[str, Period] = {}
     for recipient in policy.recipients.values():

@@ -123,6 +123,7 @@ class Custody:
         path = self.path
         if path is None or path.exists():
             return False
+        guarded.sweep(path)
         raw = urlsafe_b64encode(secrets.token_bytes(_KEK_BYTES)).rstrip(b"=") + b"\n"
         guarded.replace(path, raw)
         return True

@@ -121,6 +121,7 @@ _KEY_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
 _DEVELOPMENT: Final = "development"
 _LOADED: Final = "loaded"
+_DAY_S: Final = 86_400.0
 _LIVING_S: Final = 600.0
 """A process that has not reported for so long is gone; those alive report every minute."""
 # The pipeline takes events that are up to a day ahead of its clock.
@@ -528,7 +529,8 @@ class Keyring:
             absent = [use for use in uses if (use, "", "") not in self._primary]
             if absent:
                 self._write((*self._keys, *(_fresh(use, self._now()) for use in absent)))
-            guarded.sweep(self._path)
+            for file in (self._path, self._path.with_name(PUBLIC)):
+                guarded.sweep(file)
             self._settle()
 
     def publish(self) -> None:
@@ -753,11 +755,12 @@ class Keyring:
         for key in reversed(former):
             if key.state == "ENABLED":
                 return key
-        for key in former:
-            if key.state == "PRE_ACTIVE" and key.not_before is not None:
-                if key.not_before <= self._now() + _AHEAD:
-                    return key
-                raise KeyringError("A key that events need may not be used yet.", path=self._path)
+        waiting = [key for key in former if key.state == "PRE_ACTIVE"]
+        if waiting and (len(waiting) == len(former) or waiting[0].not_before is not None):
+            # Published before, and nothing else was ever used here: better than a key of the hour.
+            if (waiting[0].not_before or self._now()) <= self._now() + _AHEAD:
+                return waiting[0]
+            raise KeyringError("A key that events need may not be used yet.", path=self._path)
         if any(key.state == "DESTROYED" for key in former):
             # A second key for a closed epoch would give the subject a second token there.
             raise CapsuleError("key_destroyed")
@@ -1056,6 +1059,11 @@ class Keyring:
             KeyringError: It cannot be written.
         """
         kids = sorted(key.kid for key in self._keys if key.state in _OPENS)
+        for path in (self._path.parent / _LOADED).glob("*.json"):
+            # What was killed took nothing back.
+            with contextlib.suppress(OSError):
+                if path.stat().st_mtime < time.time() - _DAY_S:
+                    path.unlink()
         guarded.replace(self._report_path(), _json({"kids": kids, "at": time.time()}))
 
     def depart(self) -> None:
@@ -1072,13 +1080,33 @@ class Keyring:
                 at, kids = float(said["at"]), said["kids"]
             except (OSError, ValueError, KeyError, TypeError):
                 continue
-            if path != self._report_path() and time.time() - at < _LIVING_S and kid not in kids:
+            if kid not in kids and time.time() - at < _LIVING_S and not _gone(path.stem):
                 found.append(path.stem)
         return tuple(found)
 
     def _report_path(self) -> Path:
-        host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:64]
-        return self._path.parent / _LOADED / f"{host}-{os.getpid()}.json"
+        return self._path.parent / _LOADED / f"{_instance(os.getpid())}.json"
+
+
+def _instance(pid: int) -> str:
+    host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:64]
+    return f"{host}-{pid}"
+
+
+def _gone(instance: str) -> bool:
+    """Tell whether an instance is this process, or one of this host that ended without a word."""
+    pid = instance.rpartition("-")[2]
+    if not pid.isdecimal() or instance != _instance(int(pid)):
+        return False
+    if int(pid) == os.getpid():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 # --- Entries of a keyset --------------------------------------------------------------------------
