@@ -229,7 +229,7 @@ class Key:
         secret: The key, or the private half of a pair; None if it is not here.
         public: The public half of a pair, else empty.
         created: When it was made.
-        not_before: Not used before; None if there is no bound.
+        not_before: Not used before; None if there is no bound. A token key that was used has one.
         not_after: Not used for anything new after; None if there is no bound.
         destroy_after: When it has to be destroyed; None if there is no date yet.
         copies: Where copies of it are (SDM M60.P14).
@@ -737,36 +737,46 @@ class Keyring:
             return self._held(key)
         if not _fits(use, domain, epoch):
             raise KeyringError("A domain is purpose@recipient, an epoch rel or like 2026q4.")
-        key = self._without_primary((use, domain, epoch))
+        slot = (use, domain, epoch)
+        key = self._without_primary(slot)
         if key is not None:
             return self._held(key)
         # Another process may have made it while we wait for the lock.
         with self.alone():
-            slot = (use, domain, epoch)
             key = self._primary.get(slot) or self._without_primary(slot)
             if key is None:
-                key = _fresh(use, self._now(), domain=domain, epoch=epoch)
-                self._write((*self._keys, key))
+                key = self._first(slot)
             return self._held(key)
 
     def _without_primary(self, slot: tuple[str, str, str]) -> Key | None:
-        """Find what serves in a slot without a primary: for late events, or published before."""
+        """Find what serves in a slot without a primary: for late events, or announced before."""
         former = [key for key in self._keys if key.slot == slot]
         for key in reversed(former):
             if key.state == "ENABLED":
                 return key
-        waiting = [key for key in former if key.state == "PRE_ACTIVE"]
-        if waiting and (len(waiting) == len(former) or waiting[0].not_before is not None):
-            # Published before, and nothing else was ever used here: better than a key of the hour.
-            if (waiting[0].not_before or self._now()) <= self._now() + _AHEAD:
-                return waiting[0]
-            raise KeyringError("A key that events need may not be used yet.", path=self._path)
-        if any(key.state == "DESTROYED" for key in former):
+        for key in former:
+            if key.state == "PRE_ACTIVE" and key.not_before is not None:
+                if key.not_before <= self._now() + _AHEAD:
+                    return key
+                raise KeyringError("A key that events need may not be used yet.", path=self._path)
+        if any(key.state == "DESTROYED" and key.not_before is not None for key in former):
             # A second key for a closed epoch would give the subject a second token there.
             raise CapsuleError("key_destroyed")
-        if former:
+        if any(key.state == "DISABLED" for key in former):
             raise KeyringError("A key that events need is disabled.", path=self._path)
         return None
+
+    def _first(self, slot: tuple[str, str, str]) -> Key:
+        """Begin a slot in which no key was ever used: with one that waits there, or a new one."""
+        now = self._now().replace(microsecond=0)
+        for key in self._keys:
+            if key.slot == slot and key.state == "PRE_ACTIVE":
+                self._exchange(replace(key, state="PRIMARY", not_before=now))
+                return self._one(key.kid)
+        use, domain, epoch = slot
+        key = replace(_fresh(_use(use), now, domain=domain, epoch=epoch), not_before=now)
+        self._write((*self._keys, key))
+        return self._one(key.kid)
 
     def _held(self, key: Key) -> Secret:
         if key.secret is None:

@@ -156,6 +156,17 @@ def test_a_disabled_token_key_makes_the_stage_hold_and_no_other_takes_its_place(
     ring.token_key(HEAP, "rel")
 
 
+def test_a_key_that_was_destroyed_before_its_use_closes_nothing(ring: Keyring) -> None:
+    ring.destroy(ring.create("token", domain=HEAP, epoch="rel").kid)
+    waiting = ring.create("token", domain=HEAP, epoch="rel")
+    assert ring.token_key(HEAP, "rel") == waiting.secret
+    assert in_state(ring, "token", "PRIMARY") == [waiting.kid]
+    ring.disable(waiting.kid)
+    ring.destroy(waiting.kid)
+    with pytest.raises(CapsuleError, match="key_destroyed"):
+        ring.token_key(HEAP, "rel")
+
+
 # --- Receipts and copies --------------------------------------------------------------------------
 
 
