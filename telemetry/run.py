@@ -66,7 +66,7 @@ __all__ = ["Runner", "Storage", "check_host", "keeps", "open_broker", "open_cust
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.run")
 _T = TypeVar("_T")
 _DRAIN_S: Final = 8.0
-_TEND_S: Final = 60.0
+_TEND_S: Final = 15.0
 _GIVE_UP_S: Final = 72 * 3600.0
 """As long as a sealed event waits (DESIGN 5): what a recipient refuses for three days is parked."""
 """How long a stop waits for requests under way, on both sides at once: over within ten."""

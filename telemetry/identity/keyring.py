@@ -123,7 +123,7 @@ _DEVELOPMENT: Final = "development"
 _LOADED: Final = "loaded"
 _DAY_S: Final = 86_400.0
 _LIVING_S: Final = 600.0
-"""A process that has not reported for so long is gone; those alive report every minute."""
+"""A process that has not reported for so long is gone; those alive report four times a minute."""
 # The pipeline takes events that are up to a day ahead of its clock.
 _AHEAD: Final = timedelta(days=2)
 

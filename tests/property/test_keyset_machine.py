@@ -36,6 +36,7 @@ from telemetry.identity import (
     initialise,
 )
 from telemetry.identity.keyring import KEYSET, Key, Keyring, Use
+from telemetry.identity.vault import Vault
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 DOMAINS = (
@@ -126,14 +127,14 @@ class Keys(RuleBasedStateMachine):
 
     def opened(self) -> Identity:
         ticks = iter(range(0, 10**9, 100))
-        # A clock on which a minute goes by at each look: nothing is remembered.
-        identity = Identity.open(self.state, environment="production", custody=self.custody)
-        return Identity(
-            identity._keyring,
-            identity._vault,
-            clock=lambda: float(next(ticks)),
-            now=lambda: NOW,
-        )
+
+        def clock() -> float:
+            """A minute goes by at each look: nothing is remembered."""
+            return float(next(ticks))
+
+        path, url = self.state / "keys" / KEYSET, f"sqlite:///{self.state / 'vault.sqlite3'}"
+        ring = Keyring.load(path, environment="production", custody=self.custody)
+        return Identity(ring, Vault(url, keyring=ring, clock=clock), clock=clock, now=lambda: NOW)
 
     def ring(self, writer: int) -> Keyring:
         ring = self.identities[writer]._keyring
