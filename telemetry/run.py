@@ -49,13 +49,13 @@ from telemetry.gateway import Gateway, Limits, Projects
 from telemetry.identity import (
     Custody,
     Identity,
+    Turn,
     initialise,
     initialise_development,
     load_dead_letter_sealer,
     load_spool_key,
 )
-from telemetry.identity.audit import AUDIT_FILE, AuditLog, Body, Signer
-from telemetry.identity.rotation import Turn
+from telemetry.identity.audit import AUDIT_FILE, AuditLog, Body, Signer, about_key
 from telemetry.intake import Intake, Taken
 from telemetry.parcel import Parcel
 from telemetry.pipeline import Pseudonymizer, Terms
@@ -64,13 +64,13 @@ from telemetry.retention import Period
 from telemetry.rules import Schemas
 from telemetry.sinks import Sink
 
-__all__ = ["Runner", "Storage", "check_host", "open_broker", "open_custody"]
+__all__ = ["Runner", "Storage", "check_host", "keeps", "open_broker", "open_custody"]
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.run")
 _T = TypeVar("_T")
 _VERSION: Final = importlib.metadata.version("milchglas")
 _DRAIN_S: Final = 8.0
-_TEND_S: Final = 60.0
+_TEND_S: Final = 15.0
 _KEY_ACTIONS: Final = {
     "created": "key.create",
     "promoted": "key.promote",
@@ -420,13 +420,13 @@ class Runner:
 
     async def _tend(self, stop: asyncio.Event) -> None:
         """Rotate, destroy and back up keys when it is their time."""
-        keeps = _keeps(self.policy)
+        periods = keeps(self.policy)
         while not stop.is_set():
             try:
                 turns = await asyncio.get_running_loop().run_in_executor(
                     None,
                     lambda: self.identity.tend(
-                        keeps=keeps, holding=bool(self.pseudonymizer.holding)
+                        keeps=periods, holding=bool(self.pseudonymizer.holding)
                     ),
                 )
                 for turn in turns:
@@ -499,15 +499,7 @@ class Runner:
             self.witness(actor, action, {"recipient": name})
 
     def _witness_key(self, turn: Turn) -> None:
-        key = turn.key
-        what: Body = {
-            "kid": key.kid,
-            "use": key.use,
-            "domain": key.domain,
-            "epoch": key.epoch,
-            "version": key.version,
-        }
-        self.witness("role:run", _KEY_ACTIONS[turn.what], what)
+        self.witness("role:run", _KEY_ACTIONS[turn.what], about_key(turn.key))
 
     async def _audit_hourly(self, stop: asyncio.Event) -> None:
         """Each hour: what went to whom, what is past its period, and a signed checkpoint."""
@@ -545,7 +537,7 @@ class Runner:
         return Books(entries, pending, tuple(self.sinks))
 
 
-def _keeps(policy: Policy) -> dict[str, Period]:
+def keeps(policy: Policy) -> dict[str, Period]:
     """Tell for each token domain how long an event of it may be processed and kept at all."""
     keeps: dict[str, Period] = {}
     for recipient in policy.recipients.values():

@@ -64,7 +64,15 @@ def complain(error: Exception) -> int:
 
 def main() -> None:
     """Run the command line."""
-    from telemetry.cli import account, audit, demo, explain, operate, scrub  # noqa: F401, PLC0415 - they register commands
+    from telemetry.cli import (  # noqa: PLC0415
+        account,  # noqa: F401 - they register commands
+        audit,  # noqa: F401
+        demo,  # noqa: F401
+        explain,  # noqa: F401
+        keys,  # noqa: F401
+        operate,  # noqa: F401
+        scrub,  # noqa: F401
+    )
 
     try:
         app()

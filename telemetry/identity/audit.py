@@ -62,6 +62,7 @@ __all__ = [
     "Report",
     "Signer",
     "VerifierKey",
+    "about_key",
     "actor_of",
     "canonical_json",
     "signers_of",
@@ -102,7 +103,7 @@ ACTIONS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
             "key.destroy": _KEY,
             "key.rotate": _KEY,
             "key.export": _KEY,
-            "key.verify": _KEY,
+            "key.custody": (),
             "vault.backup": ("rows", "file"),
             "vault.restore": ("rows", "tombstones", "file"),
             "vault.rewrap": ("rows", "from_version", "version"),
@@ -903,6 +904,32 @@ def actor_of(uid: int | None = None, pid: int | None = None) -> str:
         name = ""
     actor = f"user:{name}"
     return actor if _ACTOR.fullmatch(actor) else f"user:uid-{real}"
+
+
+class _Key(Protocol):
+    """What has a name and a place in a keyset."""
+
+    @property
+    def kid(self) -> str: ...
+    @property
+    def use(self) -> str: ...
+    @property
+    def domain(self) -> str: ...
+    @property
+    def epoch(self) -> str: ...
+    @property
+    def version(self) -> int: ...
+
+
+def about_key(key: _Key) -> Body:
+    """Say which key an entry is about: its name and place, nothing of itself."""
+    return {
+        "kid": key.kid,
+        "use": key.use,
+        "domain": key.domain,
+        "epoch": key.epoch,
+        "version": key.version,
+    }
 
 
 # --- Verifying, with public keys alone ------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""When keys come and go. One decision a minute, under the lock of the keyset, by whoever is there.
+"""When keys come and go. Asked every few seconds, decided under the lock of the keyset.
 
 Owns the calendar of keys and nothing else; a step that was done is not done again, so two
 processes, a restart or a year of standstill make no difference.
