@@ -81,7 +81,7 @@ class Ran(NamedTuple):
 
 def at(folder: Path, *arguments: str, stdin: str = "", **more: str) -> Ran:
     """Run a command in the installation's folder, in this process: a new one takes a second."""
-    from telemetry.cli import account, app, audit, complain, operate  # noqa: F401 - they register
+    from telemetry.cli import account, app, audit, complain, keys  # noqa: F401 - they register
 
     named = {
         "TELEMETRY_STATE": str(folder / "state"),
@@ -156,6 +156,27 @@ def test_a_run_leaves_what_happened_and_who_ordered_it(installation: Path) -> No
     assert STRANGER.encode() not in raw
     assert ACCOUNT.encode() not in raw
     assert stat.S_IMODE((installation / "state" / AUDIT_FILE).stat().st_mode) == 0o600
+
+
+def test_what_is_done_to_keys_is_witnessed_and_what_is_refused_too(installation: Path) -> None:
+    made = json.loads(at(installation, "keys", "create", "wrap", "--json").stdout)
+    assert at(installation, "keys", "promote", "00000000").returncode == 2
+    primary = next(
+        k["kid"]
+        for k in json.loads(at(installation, "keys", "list", "--json").stdout)
+        if (k["use"], k["state"]) == ("locator", "PRIMARY")
+    )
+    assert at(installation, "keys", "destroy", primary, "--yes").returncode == 2
+    assert at(installation, "keys", "destroy", made["kid"], "--yes").returncode == 0
+    told = [
+        (e["action"], e["result"], e["body"].get("kid", ""))
+        for e in entries(installation, "--action", "key.", "--actor", actor_of())
+    ]
+    assert told == [
+        ("key.create", "done", made["kid"]),
+        ("key.destroy", "refused:keyset", ""),
+        ("key.destroy", "done", made["kid"]),
+    ]
 
 
 def test_an_officer_verifies_an_export_offline_and_sees_what_was_done_to_it(
