@@ -288,12 +288,12 @@ def _bound(event: dict[str, Any]) -> None:
     Source:
         getsentry/relay, `enforce_frame_hard_limit`: 200 recent and 50 old frames.
     """
-    errors = event.get("exception", {}).get("values", ())
+    errors: Any = (event.get("exception") or {}).get("values") or ()
     if len(errors) > _ERRORS:
         # The cause of all stands first, what was caught last; their groups are numbered from there.
         del errors[_ERRORS // 2 : -_ERRORS // 2]
     for error in errors:
-        frames = (error.get("stacktrace") or {}).get("frames") or ()
+        frames: Any = (error.get("stacktrace") or {}).get("frames") or ()
         if len(frames) > _OLD_FRAMES + _RECENT_FRAMES:
             del frames[_OLD_FRAMES:-_RECENT_FRAMES]
     for holder, name in (

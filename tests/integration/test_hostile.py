@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 
@@ -23,16 +23,15 @@ from tests.integration import hostile
 from tests.integration.running import ROOT, Running
 
 LIMIT_S: Final = 0.1
+MOST_MIB: Final = 256
 GROWTH_MIB: Final = 100
-"""A gateway that was just started has some 110 MiB; the bound for all of it is 256."""
+"""A process that has loaded everything has up to 150 MiB."""
 
 SLOWER_S: Final[Mapping[str, float]] = {
     # What one character stands for must be written out before it can be searched: six for one.
     "71 a mebibyte of squares that stand for words": 0.8,
     "71 many of squares that stand for words": 0.5,
 }
-NEVER_OURS: Final = frozenset(("75 an error that raises when it is shown",))
-
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="needs Linux: /proc/self/clear_refs"
 )
@@ -42,16 +41,11 @@ def groups() -> list[str]:
     return sorted({name.partition(" ")[0] for name in hostile.CASES})
 
 
-@pytest.fixture(scope="module")
-def measured(request: pytest.FixtureRequest) -> dict[str, Any]:
-    return {}
-
-
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("row", groups())
 def test_hostile_input_costs_little_breaks_nothing_and_shows_nothing(row: str) -> None:
     names = [name for name in hostile.CASES if name.startswith(f"{row} ")]
-    done = subprocess.run(  # noqa: S603 - our own module
+    done = subprocess.run(
         [sys.executable, "-m", "tests.integration.hostile"],
         input="\n".join(names) + "\n",
         cwd=ROOT,
@@ -150,7 +144,8 @@ def test_hostile_requests_cost_a_gateway_little_and_the_next_one_is_taken(
         began = cost.cpu_s()
         status = posted(gateway, PATHS[dialect], body, encoding.strip())
         took, peak = cost.cpu_s() - began, cost.peak_mib()
-        if status >= 500 or took > 2 * LIMIT_S or peak > 256:
+        # Twice, because this one also reads ten mebibytes from a socket, stores and forwards.
+        if status >= 500 or took > 2 * LIMIT_S or peak > MOST_MIB:
             wrong.append((name, dialect, status, round(took, 2), peak))
         assert gateway.post("/v1/events", b'{"event":"page viewed"}') is not None, name
     assert wrong == []
