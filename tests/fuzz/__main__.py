@@ -106,7 +106,7 @@ def guided(target: str, seconds: int) -> Ran:
             env={**os.environ, "PYTHONPATH": path},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=2 * seconds + 120,
+            timeout=4 * seconds + 300,
             check=False,
         )
         said, failed = done.stdout.decode("utf-8", "replace"), done.returncode != 0
