@@ -32,9 +32,6 @@ SLOWER_S: Final[Mapping[str, float]] = {
     "71 a mebibyte of squares that stand for words": 0.8,
     "71 many of squares that stand for words": 0.5,
 }
-TOO_SLOW: Final = ("73 frames, of 'password='",)
-"""A hundred frames full of secrets take a millisecond for each text."""
-
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="needs Linux: /proc/self/clear_refs"
 )
@@ -47,16 +44,8 @@ def groups() -> list[str]:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("row", groups())
 def test_hostile_input_costs_little_breaks_nothing_and_shows_nothing(row: str) -> None:
-    wrong = findings(
-        [name for name in hostile.CASES if name.startswith(f"{row} ") and name not in TOO_SLOW]
-    )
+    wrong = findings([name for name in hostile.CASES if name.startswith(f"{row} ")])
     assert wrong == []
-
-
-@pytest.mark.xfail(reason="texts with findings take a millisecond each", strict=False)
-@pytest.mark.parametrize("name", TOO_SLOW)
-def test_an_event_full_of_findings_costs_little(name: str) -> None:
-    assert findings([name]) == []
 
 
 def findings(names: list[str]) -> list[tuple[str, tuple[str, object]]]:
