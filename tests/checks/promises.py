@@ -63,7 +63,9 @@ __all__ = [
 
 _VECTORS: Final = Path(__file__).parents[1] / "vectors"
 PROMISED: Final[Mapping[str, Any]] = tomllib.loads((_VECTORS / "promised.toml").read_text("utf-8"))
-_KEYS: Final[Mapping[str, Any]] = json.loads((_VECTORS / "identity.json").read_text("utf-8"))["keys"]
+_KEYS: Final[Mapping[str, Any]] = json.loads((_VECTORS / "identity.json").read_text("utf-8"))[
+    "keys"
+]
 _SECRET: Final = bytes.fromhex(_KEYS["S"])
 # Which key a domain and epoch have; another domain is another key, which nobody has made.
 _KEY_OF: Final = {
@@ -309,7 +311,9 @@ def check_ids(made: Installation) -> None:
 
 def _canonical(made: Installation, sort: str, value: str) -> str:
     base = {"event": "task created", "properties": {}}
-    event = {**base, "properties": {"project": value}} if sort == "object" else {**base, sort: value}
+    event = (
+        {**base, "properties": {"project": value}} if sort == "object" else {**base, sort: value}
+    )
     names = _taken(made, "analytics_event", event)[1]._identifiers  # noqa: SLF001
     return next((one.canonical_id for one in names if one.kind == sort), "")
 
@@ -512,7 +516,12 @@ def check_dictionary(made: Installation) -> None:
     assert {*policy.recipients, "nobody"} == set(PROMISED["hosts"])
     for name, recipient in policy.recipients.items():
         line = row(f"`{name}`")  # Art. 13(1)(e) and (f), 30(1)(d) and (e)
-        for said in (recipient.entity, recipient.address, recipient.safeguard.tool, recipient.source):
+        for said in (
+            recipient.entity,
+            recipient.address,
+            recipient.safeguard.tool,
+            recipient.source,
+        ):
             assert said, f"{name} is not described"
             assert said in line, name
         for kind, period in PROMISED["keeps"].get(name, {}).items():
