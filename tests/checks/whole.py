@@ -33,6 +33,12 @@ _MARKS: Final = (b"zqx", b"vrk", b"canary", b"2077")
 
 
 @cache
+def _filled(kind: str, which: str, person: int, only: str = "") -> bytes:
+    event = _vector(kind)[which]
+    return rendered({only: event[only]} if only else event, person)
+
+
+@cache
 def _vector(kind: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((FOLDER / f"{kind}.json").read_text("utf-8"))
     return found
@@ -81,9 +87,15 @@ def places(event: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
         yield path
 
 
-def check_people(rules: Rules, kind: str) -> None:
-    """Require that it makes no difference whom an event is about, and that it shows nothing."""
-    one, other = (scrub(rendered(_vector(kind)["planted"], person), rules) for person in (1, 4))
+def check_people(rules: Rules, kind: str, *, only: str = "") -> None:
+    """Require that it makes no difference whom an event is about, and that it shows nothing.
+
+    Args:
+        rules: What scrubs it.
+        kind: Name of the record.
+        only: The one key of the event to look at, which is faster; empty for all of it.
+    """
+    one, other = (scrub(_filled(kind, "planted", person, only), rules) for person in (1, 4))
     shown = one.event.lower() + repr(one.remarks).encode().lower()
     for mark in _MARKS:
         at = shown.find(mark)
@@ -95,8 +107,8 @@ def check_people(rules: Rules, kind: str) -> None:
 
 def check_kept(rules: Rules, kind: str) -> None:
     """Require that of all events stays what the vector says: no more and no less."""
-    for which, event in events(kind).items():
-        told = outcome_of(rules, event)
+    for which in events(kind):
+        told = outcome_of(rules, _filled(kind, which, 1))
         wanted = _vector(kind)["outcome"][which]
         for part, value in told.items():
             assert value == wanted[part], f"{kind}, {which}: {part} is not what it was"
@@ -104,15 +116,15 @@ def check_kept(rules: Rules, kind: str) -> None:
 
 def check_settled(rules: Rules, kind: str) -> None:
     """Require that a second scrub changes nothing."""
-    for event in events(kind).values():
-        first = scrub(rendered(event, 1), rules)
+    for which in events(kind):
+        first = scrub(_filled(kind, which, 1), rules)
         again = rescrub(first.event, rules)
         assert (again.event, again.remarks, again.identifiers) == (first.event, [], [])
 
 
-def outcome_of(rules: Rules, event: Any) -> dict[str, Any]:
+def outcome_of(rules: Rules, raw: bytes) -> dict[str, Any]:
     """Say what becomes of an event: what leaves, who is named, what was changed by which rule."""
-    outcome: Outcome = scrub(rendered(event, 1), rules)
+    outcome: Outcome = scrub(raw, rules)
     return {
         "event": json.loads(outcome.event),
         "identifiers": [sort for sort, _ in outcome.identifiers],
@@ -135,7 +147,8 @@ def main() -> int:
         rules = rules_of(path.stem)
         check_people(rules, path.stem)
         vector["outcome"] = {
-            which: outcome_of(rules, event) for which, event in events(path.stem).items()
+            which: outcome_of(rules, rendered(event, 1))
+            for which, event in events(path.stem).items()
         }
         path.write_text(json.dumps(vector, indent=1, ensure_ascii=False) + "\n", "utf-8")
     return 0

@@ -1,4 +1,4 @@
-"""Mutants of ``schemas/policy/detectors.toml``: a row gone, a key of it gone or another, a part gone.
+"""Mutants of ``schemas/policy/detectors.toml``: a row gone, a key gone or another, a part gone.
 
 ``match`` and ``clean`` are not taken apart: examples are checks themselves, and what they check is
 what the mutants change.
