@@ -13,7 +13,7 @@ from tests.mutation.mutant import Killed, Mutant
 
 __all__ = ["PARTS", "Verdict", "all_mutants", "equivalent", "judge", "part"]
 
-PARTS: Final = 24
+PARTS: Final = 48
 """Into how many tests a run is cut: enough that two processes end together."""
 _EQUIVALENT: Final = Path(__file__).with_name("equivalent.toml")
 
