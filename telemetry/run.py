@@ -317,7 +317,8 @@ class Runner:
         self.witness("role:run", "policy.load", what)
         for name, recipient in policy.recipients.items():
             if recipient.refused:
-                what = {"recipient": name, "reason": recipient.refused}
+                reason = " ".join(recipient.refused.split())[:400]
+                what = {"recipient": name, "reason": reason}
                 self.witness("role:run", "recipient.refuse", what)
 
     async def _listen(self) -> None:
