@@ -103,8 +103,8 @@ class Custody:
         """What somebody who runs this has to keep, in plain words."""
         if self.path is None:
             return (
-                f"Copy {self.backup} and the vault elsewhere daily, and keep no copy for more than a "
-                "week. They are read again only with the key that custody.kek names "
+                f"Copy {self.backup} and the vault elsewhere daily, and keep no copy for more than "
+                "a week. They are read again only with the key that custody.kek names "
                 f"({self.kind}): see that it cannot get lost."
             )
         return (
