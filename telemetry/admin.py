@@ -9,19 +9,24 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
+from datetime import UTC, datetime
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import structlog
 from aiohttp import web
 
-from telemetry.errors import TelemetryError
+from telemetry.errors import PolicyError, TelemetryError
 from telemetry.metrics import exposition
 
 if TYPE_CHECKING:
     from telemetry.run import Runner
 
 __all__ = ["Admin", "NotRunningError", "ask"]
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.admin")
 
 
 class NotRunningError(TelemetryError):
@@ -48,7 +53,11 @@ class Admin:
         )
         private = web.Application()
         private.add_routes(
-            [web.get("/books", self._books), web.post("/{order:pause|resume}/{name}", self._order)]
+            [
+                web.get("/books", self._books),
+                web.post("/{order:pause|resume}/{name}", self._order),
+                web.post("/policy/revoke/{digest}", self._revoke),
+            ]
         )
         for app in (public, private):
             runner = web.AppRunner(app, access_log=None)
@@ -117,7 +126,30 @@ class Admin:
         if any(recipient not in forwarders for recipient in chosen):
             return web.json_response({"detail": "no such recipient"}, status=404)
         self._runner.order(chosen, paused=order == "pause")
+        _log.warning(f"recipients_{order}d", recipients=chosen, by=_asker(request))
         return web.json_response({order + "d": chosen})
+
+    async def _revoke(self, request: web.Request) -> web.Response:
+        by = _asker(request)
+        try:
+            digest = self._runner.register.revoke(
+                request.match_info["digest"], datetime.now(UTC), by=by
+            )
+        except PolicyError as error:
+            return web.json_response({"detail": str(error)}, status=404)
+        _log.warning("policy_revoked", digest=digest, by=by)
+        return web.json_response({"revoked": digest})
+
+
+def _asker(request: web.Request) -> str:
+    """Tell who is at the other end of the socket, as the kernel says."""
+    peer = request.transport and request.transport.get_extra_info("socket")
+    if not peer or not hasattr(socket, "SO_PEERCRED"):
+        return "unknown"
+    pid, uid, _gid = struct.unpack(
+        "3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    )
+    return f"uid {uid} pid {pid}"
 
 
 def _by_kind(unknown: Any) -> dict[str, float]:

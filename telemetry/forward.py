@@ -102,9 +102,9 @@ class _Window:
 class Forwarder:
     """Carries the parcels of one recipient's clean stream to its sink.
 
-    Outcomes: *delivered*; *dropped* as ``expired`` (`retain_until` is reached) or ``untagged``;
-    *dead* with the sink's reason. A parcel that the recipient does not take for now is kept until
-    its retention ends, or until `give_up_s`.
+    Outcomes: *delivered*; *dropped* as ``expired`` (`retain_until` is reached), ``untagged`` or
+    ``revoked_policy``; *dead* with the sink's reason. A parcel that the recipient does not take for
+    now is kept until its retention ends, or until `give_up_s`.
 
     Args:
         recipient: Name from ``recipients.toml``; names the stream, the group and the books.
@@ -273,8 +273,6 @@ class Forwarder:
         # A parcel cannot be made without its tags; this is the second lock on that door.
         if not parcel.body or not all(getattr(parcel, name) for name in _TAGS):
             task.final = ("dropped", "untagged")
-        elif not self._accepts(parcel.policy_digest):
-            task.final = ("dropped", "revoked_policy")
         if parcel.event_id in self._settled:
             task.final, task.attempts = self._settled[parcel.event_id]
         return task
@@ -293,7 +291,10 @@ class Forwarder:
     # Choose
 
     def _pending(self, tasks: Sequence[_Task]) -> list[_Task]:
-        """Drop what has reached the end of its retention; give what has no outcome yet."""
+        """Drop what may not leave any more; give what has no outcome yet.
+
+        Asked before each request: a policy may be revoked, and a retention end, while parcels wait.
+        """
         now, at = self._clock(), self._monotonic()
         for task in tasks:
             if task.final[0]:
@@ -301,6 +302,8 @@ class Forwarder:
             begun = self._first_try.get(task.parcel.event_id, at)
             if now >= task.parcel.retain_until:
                 task.final = ("dropped", "expired")
+            elif not self._accepts(task.parcel.policy_digest):
+                task.final = ("dropped", "revoked_policy")
             elif self._give_up_s is not None and at - begun > self._give_up_s:
                 task.final = ("dead", "undeliverable")
         return [task for task in tasks if not task.final[0]]

@@ -22,7 +22,7 @@ from scrubbers.engine import rescrub, scrub
 from scrubbers.model import Remark, Scrubbed
 from telemetry.brokers import DEAD, HELD, SEALED, Broker, Entry, Polled, clean
 from telemetry.dead_letter import Bury, forgetting
-from telemetry.errors import EventError, KeyringError, TransportError
+from telemetry.errors import EventError, KeyringError, PolicyError, TransportError
 from telemetry.identity import Domain, Identity, Sealed, SuppressionState
 from telemetry.parcel import Parcel
 from telemetry.policy import Policy
@@ -300,8 +300,9 @@ class Pseudonymizer:
             try:
                 busy = await self.step()
                 self.holding = ""
-            except (TransportError, KeyringError) as error:
-                # Vault, keys or log cannot be asked: stop taking; never send unchecked.
+            except (TransportError, KeyringError, PolicyError) as error:
+                # Vault, keys, register or log cannot be asked, or the live policy was revoked: stop
+                # taking; never send unchecked.
                 if not self.holding:
                     _log.warning("holding", reason=type(error).__name__)
                 self.holding = type(error).__name__
@@ -315,6 +316,8 @@ class Pseudonymizer:
 
     async def step(self) -> bool:
         """Take one batch through. Tells whether there was any."""
+        if not self._terms.register.accepts(self._terms.policy.digest):
+            raise PolicyError("The live policy was revoked.", remedy="Start with another one.")
         polled: Polled = await self._on_storage(self._broker.poll, SEALED, GROUP, _POLL_EVENTS)
         if not polled.parcels:
             return False

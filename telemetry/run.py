@@ -219,7 +219,7 @@ class Runner:
         # First of all that is shared: whoever does not own the log changes nothing beside it.
         self.storage = Storage(open_broker(settings))
         self._open.callback(self.storage.close)
-        register = PolicyRegister(state / "policies.ndjson")
+        self.register = register = PolicyRegister(state / "policies.ndjson")
         register.enter(policy.digest, "live", datetime.now(UTC))
         sealer = Identity.sealer(state)
         dead_sealer = load_dead_letter_sealer(state / "keys" / "public.json")
@@ -273,6 +273,11 @@ class Runner:
             raise ConfigError(
                 f"bind {settings.bind} would take events in clear over the network.",
                 remedy="Bind to loopback and put a TLS proxy before it.",
+            )
+        if not settings.trial and not settings.project:
+            raise ConfigError(
+                "no client may send: no [project.NAME] is configured.",
+                remedy="Give each application a [project.NAME] with key and tenant.",
             )
         projects = Projects(settings.project, open_to_all=settings.trial and not settings.project)
         if projects.open_to_all:

@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Never
 
@@ -499,3 +499,29 @@ async def test_no_log_line_holds_a_value() -> None:
         "event", "log_level", "recipient", "parcels", "probe_s", "delivered", "dead", "dropped",
     }  # fmt: skip
     assert all(set(line) <= allowed for line in logs)
+
+
+async def test_what_a_revoked_policy_scrubbed_never_leaves_and_is_counted() -> None:
+    broker, sink = Memory(), Scripted(all_delivered)
+    revoked = replace(parcel(2), policy_digest="bad0")
+    broker.append(clean("heap"), [parcel(1), revoked, parcel(3)])
+    worker = forwarder(sink, broker, accepts=lambda digest: digest != "bad0")
+    assert await worker.step()
+    assert sink.requests == [[f"{1:032x}", f"{3:032x}"]]
+    assert broker.books() == {
+        Entry("heap", "delivered"): 2,
+        Entry("heap", "dropped", "revoked_policy"): 1,
+    }
+    assert balanced(broker)
+
+
+async def test_a_policy_that_is_revoked_while_its_parcels_wait_stops_them_too() -> None:
+    broker, accepted = filled(3), True
+    sink = Scripted(lambda deliveries: [Retry()] * len(deliveries))
+    worker = forwarder(sink, broker, accepts=lambda _digest: accepted)
+    step = asyncio.create_task(worker.step())
+    await until(lambda: len(sink.requests) >= 2)
+    accepted = False
+    assert await step
+    assert broker.books()[Entry("heap", "dropped", "revoked_policy")] == 3
+    assert balanced(broker)
