@@ -7,7 +7,13 @@ by the forwarders. Three equations hold exactly at every moment at which nobody 
     sealed   = scrubbed + dropped + dead + held + pending
     routed   = delivered + dropped + dead + pending          for each recipient
 
-Repeats (``resent``) stand outside: they are no outcome.
+On the embedded log, which keeps dead and held parcels itself, two more::
+
+    dead     = waiting + replayed + dropped + unreadable     over all stages
+    held     = waiting + dropped + unreadable
+
+Repeats (``resent``) and originals of dead letters that were ``forgotten`` for lack of room stand
+outside: they are no outcome.
 """
 
 from __future__ import annotations
@@ -17,7 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from telemetry.brokers import SEALED, Entry, clean
+from telemetry.brokers import DEAD, HELD, SEALED, Entry, clean
 
 __all__ = ["Balance", "Books"]
 
@@ -47,11 +53,13 @@ class Books:
         entries: `Broker.books`.
         pending: `Broker.pending`.
         recipients: Names of the recipients that have a clean log.
+        shelved: Whether the log keeps dead and held parcels itself (`telemetry.brokers.Shelf`).
     """
 
     entries: Mapping[Entry, int]
     pending: Mapping[str, int]
     recipients: tuple[str, ...] = field(default=())
+    shelved: bool = False
 
     def _of(self, stage: str, outcome: str) -> int:
         return sum(
@@ -90,7 +98,24 @@ class Books:
             )
             for name in self.recipients
         ]
+        if self.shelved:
+            found += [self._shelf(DEAD), self._shelf(HELD)]
         return found
+
+    def _shelf(self, stream: str) -> Balance:
+        """Say what became of dead or of held parcels."""
+        came = sum(
+            count
+            for entry, count in self.entries.items()
+            # A record that cannot be read any more makes no letter: it lies with the lost.
+            if entry.outcome == stream
+            and entry.stage != stream
+            and entry.reason != "unreadable_record"
+        )
+        ends = {name: self._of(stream, name) for name in ("dropped", "replayed")}
+        unreadable = self._of(stream, "dead")
+        waiting = self.pending.get(stream, 0)
+        return Balance(stream, came, {**ends, "unreadable": unreadable, "pending": waiting})
 
     @property
     def exact(self) -> bool:
@@ -132,6 +157,8 @@ class Books:
             "dropped_at": self.by_stage("dropped"),
             "dead_at": self.by_stage("dead"),
             "held": sum(self.reasons("held").values()),
+            "replayed": self._of(DEAD, "replayed"),
+            "waiting": {stream: self.pending.get(stream, 0) for stream in (DEAD, HELD)},
             "pending": {
                 "pseudonymizer": self.pending.get(SEALED, 0),
                 **{name: self.pending.get(clean(name), 0) for name in self.recipients},

@@ -21,7 +21,7 @@ import structlog
 from scrubbers.engine import rescrub, scrub
 from scrubbers.model import Remark, Scrubbed
 from telemetry.brokers import DEAD, HELD, SEALED, Broker, Entry, Polled, clean
-from telemetry.dead_letter import Bury, forgetting
+from telemetry.dead_letter import Brake, Bury, forgetting
 from telemetry.errors import EventError, KeyringError, PolicyError, TransportError
 from telemetry.identity import Domain, Identity, Sealed, SuppressionState
 from telemetry.parcel import Parcel
@@ -274,6 +274,7 @@ class Pseudonymizer:
         on_storage: Runs a function of the broker on the one thread that may use it.
         on_scrub: Runs a function on the thread for work of the processor.
         bury: Makes a dead letter; without a key to seal it to, its original is forgotten.
+        brake: Stops this rather than have it park nearly everything.
         now: Aware UTC clock.
     """
 
@@ -286,11 +287,13 @@ class Pseudonymizer:
         on_storage: Callable[..., Awaitable[Any]],
         on_scrub: Callable[..., Awaitable[Any]],
         bury: Bury = forgetting,
+        brake: Brake | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._broker, self._identity, self._terms = broker, identity, terms
         self._on_storage, self._on_scrub, self._now = on_storage, on_scrub, now
         self._bury = bury
+        self.brake = brake or Brake()
         self.holding = ""
         """Why nothing is taken at the moment; empty if all is well."""
 
@@ -344,8 +347,12 @@ class Pseudonymizer:
         now = self._now()
         outputs: dict[str, list[Parcel]] = {}
         counts: Counter[Entry] = Counter()
-        for parcel, identities in zip(parcels, resolved, strict=True):
-            decision = decide(parcel, identities, self._terms, now)
+        decisions = [
+            decide(parcel, identities, self._terms, now)
+            for parcel, identities in zip(parcels, resolved, strict=True)
+        ]
+        self.brake.check(isinstance(decision, Park) for decision in decisions)
+        for parcel, decision in zip(parcels, decisions, strict=True):
             _enter(parcel, decision, outputs, counts, self._bury)
         return outputs, counts
 
@@ -359,7 +366,7 @@ def _enter(
 ) -> None:
     """Turn one decision into outputs and counts: ``sealed = scrubbed + dropped + dead + held``."""
     if isinstance(decision, Park):
-        outputs.setdefault(DEAD, []).append(bury(parcel, decision.reason))
+        outputs.setdefault(DEAD, []).append(bury(parcel, decision.reason, decision.path))
         counts[Entry(GROUP, "dead", decision.reason)] += 1
         return
     if isinstance(decision, Hold):

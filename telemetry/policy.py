@@ -144,6 +144,7 @@ class _RetentionClass(_Table, frozen=True):
 class _Retention(_Table, frozen=True):
     ceiling: str
     class_: dict[str, _RetentionClass] = msgspec.field(name="class")
+    dead_letters: _RetentionClass | None = None
 
 
 class Pseudonym(_Table, frozen=True):
@@ -309,6 +310,11 @@ class Policy:
             raise PolicyError(str(error)) from None
 
         self.ceiling = self._period("retention.toml", "ceiling", retention.ceiling, _CEILING)
+        self.dead_letters = self.ceiling
+        if (letters := retention.dead_letters) is not None:
+            self.dead_letters = self._period(
+                "retention.toml", "dead_letters.period", letters.period, self.ceiling
+            )
         self.retention = {
             name: self._period("retention.toml", f"class.{name}.period", entry.period, self.ceiling)
             for name, entry in retention.class_.items()

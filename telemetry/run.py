@@ -23,8 +23,9 @@ from collections.abc import (
     Sequence,
 )
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
@@ -37,10 +38,10 @@ from scrubbers.user_agent import reduce_user_agent
 from telemetry import logs
 from telemetry.admin import Admin
 from telemetry.books import Books
-from telemetry.brokers import DEAD, SEALED, Broker, Entry
+from telemetry.brokers import DEAD, HELD, SEALED, Broker, Entry, Shelf
 from telemetry.brokers.spool import Spool
 from telemetry.config import Bind, RecipientSettings, Settings
-from telemetry.dead_letter import burying
+from telemetry.dead_letter import burying, over, sweep
 from telemetry.edge import Edge
 from telemetry.errors import BrokerError, ConfigError, PolicyError
 from telemetry.forward import Forwarder, Rate
@@ -55,6 +56,7 @@ from telemetry.intake import Intake, Taken
 from telemetry.parcel import Parcel
 from telemetry.pipeline import Pseudonymizer, Terms
 from telemetry.policy import PolicyRegister, load_policy, policy_dir
+from telemetry.retention import moment_before
 from telemetry.rules import Schemas
 from telemetry.sinks import Sink
 
@@ -62,10 +64,12 @@ __all__ = ["Runner", "Storage", "check_host", "open_broker"]
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.run")
 _T = TypeVar("_T")
+_SWEEP_S: Final = 600.0
+"""How often the log is searched for dead and held parcels whose time is up."""
 _DRAIN_S: Final = 8.0
+"""How long a stop waits for requests under way, on both sides at once: over within ten."""
 _GIVE_UP_S: Final = 72 * 3600.0
 """As long as a sealed event waits (DESIGN 5): what a recipient refuses for three days is parked."""
-"""How long a stop waits for requests under way, on both sides at once: over within ten."""
 
 
 class Storage:
@@ -230,7 +234,6 @@ class Runner:
             for name in policy.recipients
             if policy.recipients[name].sink
         }
-        bury = burying(dead_sealer)
         self.edge = Edge(schemas)
         self.intake = Intake(policy, self.edge, sealer, dead_sealer)
         scrub_thread = ThreadPoolExecutor(1, thread_name_prefix="scrub")
@@ -242,7 +245,7 @@ class Runner:
             Terms(policy=policy, schemas=schemas, register=register, sinks=self.sinks),
             on_storage=self.storage.call,
             on_scrub=lambda function, *args: loop.run_in_executor(scrub_thread, function, *args),
-            bury=bury,
+            bury=burying(dead_sealer, "pseudonymizer"),
         )
         for name, sink in self.sinks.items():
             rates = [
@@ -257,7 +260,7 @@ class Runner:
                 rates=rates,
                 drain_s=_DRAIN_S,
                 give_up_s=_GIVE_UP_S,
-                bury=bury,
+                bury=burying(dead_sealer, name),
                 accepts=register.accepts,
             )
         for name in self._paused.read():
@@ -356,12 +359,48 @@ class Runner:
         loops: Mapping[str, Callable[[asyncio.Event], Awaitable[None]]] = {
             "pseudonymizer": self.pseudonymizer.run,
             **{name: forwarder.run for name, forwarder in self.forwarders.items()},
+            "sweeper": self._sweep,
         }
         self._loops = [
             asyncio.create_task(self._watched(name, loop), name=name)
             for name, loop in loops.items()
         ]
         await stop.wait()
+
+    async def _sweep(self, stop: asyncio.Event) -> None:
+        """Delete dead and held parcels whose retention has ended, a stretch at a time."""
+        while not stop.is_set():
+            await self.sweep_once()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), _SWEEP_S)
+
+    async def sweep_once(self) -> int:
+        """Go through the dead and the held stream once; give how many parcels were deleted."""
+        shelf, now = self.storage.broker, datetime.now(UTC)
+        if not isinstance(shelf, Shelf):
+            return 0  # on Kafka the topic's own retention deletes
+        swept = 0
+        ends: Mapping[str, Callable[[Parcel], bool]] = {
+            DEAD: lambda letter: over(letter, self.policy.dead_letters, now),
+            HELD: lambda parcel: now >= parcel.retain_until,
+        }
+        for stream, ended in ends.items():
+            after = 0
+            while not self._stop.is_set():
+                count, after = await self.storage.call(
+                    partial(sweep, shelf, stream, ended, after=after)
+                )
+                swept += count
+                if not after:
+                    break
+        if isinstance(shelf, Spool):
+            gone = await self.storage.call(
+                shelf.forget_lost, moment_before(now, self.policy.dead_letters)
+            )
+            swept += gone
+        if swept:
+            _log.info("swept", parcels=swept)
+        return swept
 
     async def _watched(self, name: str, loop: Callable[[asyncio.Event], Awaitable[None]]) -> None:
         """Keep a loop going: an error of ours costs a second, never the loop and never an event."""
@@ -397,7 +436,8 @@ class Runner:
         entries, pending = await self.storage.call(
             lambda: (self.storage.broker.books(), self.storage.broker.pending())
         )
-        return Books(entries, pending, tuple(self.sinks))
+        shelved = isinstance(self.storage.broker, Shelf)
+        return Books(entries, pending, tuple(self.sinks), shelved=shelved)
 
 
 @contextmanager

@@ -151,6 +151,7 @@ def books(*, config: Config = None, state: State = None, as_json: Json = False) 
 def _books(settings: Settings) -> dict[str, Any]:
     from telemetry.admin import NotRunningError  # noqa: PLC0415
     from telemetry.books import Books  # noqa: PLC0415
+    from telemetry.brokers import Shelf  # noqa: PLC0415
     from telemetry.policy import load_policy, policy_dir  # noqa: PLC0415
     from telemetry.run import open_broker  # noqa: PLC0415
 
@@ -163,7 +164,8 @@ def _books(settings: Settings) -> dict[str, Any]:
         broker = open_broker(settings)
         try:
             names = tuple(n for n, r in policy.recipients.items() if r.sink)
-            answer = Books(broker.books(), broker.pending(), names).as_json()
+            shelved = isinstance(broker, Shelf)
+            answer = Books(broker.books(), broker.pending(), names, shelved=shelved).as_json()
         finally:
             broker.close()
     return answer
