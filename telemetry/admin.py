@@ -11,20 +11,30 @@ import os
 import socket
 import struct
 from datetime import UTC, datetime
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 import structlog
 from aiohttp import web
 
 from telemetry.errors import PolicyError, TelemetryError
+from telemetry.letters import Chosen, Opened, page, purge
 from telemetry.metrics import exposition
+from telemetry.status import ages, as_json, times_to_loss
 
 if TYPE_CHECKING:
     from telemetry.run import Runner
 
-__all__ = ["Admin", "NotRunningError", "ask"]
+__all__ = ["ELSEWHERE", "Admin", "NotRunningError", "ask"]
+
+ELSEWHERE: Final = (
+    "On Kafka, dead letters lie in the topic of the dead stream until its retention ends; this "
+    "version looks only into the embedded log."
+)
+_REPLAY_BYTES: Final = 64 * 1024 * 1024
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.admin")
 
@@ -51,12 +61,16 @@ class Admin:
                 web.get("/metrics", self._metrics),
             ]
         )
-        private = web.Application()
+        private = web.Application(client_max_size=_REPLAY_BYTES)
         private.add_routes(
             [
                 web.get("/books", self._books),
                 web.post("/{order:pause|resume}/{name}", self._order),
                 web.post("/policy/revoke/{digest}", self._revoke),
+                web.get("/status", self._status),
+                web.get("/dead", self._dead),
+                web.post("/dead/purge", self._purge),
+                web.post("/dead/replay", self._replay),
             ]
         )
         for app in (public, private):
@@ -96,6 +110,7 @@ class Admin:
 
     async def _metrics(self, _request: web.Request) -> web.Response:
         runner = self._runner
+        found = await runner.snapshot()
         gauges: dict[str, tuple[str, dict[str, float]]] = {
             "invalid_identifiers": (
                 "Identifiers that did not fit their profile, by sort.",
@@ -109,9 +124,28 @@ class Admin:
                 "Recipients to which nothing is sent by order.",
                 {name: float(f.paused) for name, f in runner.forwarders.items()},
             ),
+            "stopped": (
+                "Stages that take or send nothing, for whatever reason but an order.",
+                {
+                    "pseudonymizer": float(bool(found.holding)),
+                    **{n: float(s in ("blocked", "braked")) for n, s in found.forwarders.items()},
+                },
+            ),
+            "oldest_age_seconds": (
+                "Age of the oldest unfinished parcel, by stream; of dead letters since they died.",
+                ages(found),
+            ),
+            "time_to_loss_seconds": (
+                "When something of a stream would be lost if nothing of it moved on.",
+                times_to_loss(found),
+            ),
+            "room_used_ratio": (
+                "Part of a stream's share of the log that is used; log: of the whole quota.",
+                {stream or "log": used / most for stream, (used, most) in found.room.items()},
+            ),
         }
         return web.Response(
-            body=exposition(await runner.books(), gauges, dict(runner.seen)),
+            body=exposition(found.books, gauges, dict(runner.seen)),
             headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
         )
 
@@ -122,6 +156,11 @@ class Admin:
     async def _order(self, request: web.Request) -> web.Response:
         order, name = request.match_info["order"], request.match_info["name"]
         forwarders = self._runner.forwarders
+        if order == "resume" and name in ("pseudonymizer", "all"):
+            self._runner.pseudonymizer.brake.release()
+            if name == "pseudonymizer":
+                _log.warning("pseudonymizer_resumed", by=_asker(request))
+                return web.json_response({"resumed": [name]})
         chosen = list(forwarders) if name == "all" else [name]
         if any(recipient not in forwarders for recipient in chosen):
             return web.json_response({"detail": "no such recipient"}, status=404)
@@ -139,6 +178,61 @@ class Admin:
             return web.json_response({"detail": str(error)}, status=404)
         _log.warning("policy_revoked", digest=digest, by=by)
         return web.json_response({"revoked": digest})
+
+    async def _status(self, _request: web.Request) -> web.Response:
+        return web.json_response(as_json(await self._runner.snapshot()))
+
+    async def _dead(self, request: web.Request) -> web.Response:
+        """Give a page of dead letters; the originals only sealed, and that is logged."""
+        runner, sealed = self._runner, "sealed" in request.query
+        if runner.redrive is None:
+            return _elsewhere()
+        shelf = runner.redrive.shelf
+        found, after = await runner.storage.call(
+            partial(page, shelf, sealed=sealed, **_asked(request))
+        )
+        if sealed and found:
+            _log.warning("sealed_originals_given", letters=len(found), by=_asker(request))
+        return _encoded({"letters": found, "next": after})
+
+    async def _purge(self, request: web.Request) -> web.Response:
+        runner = self._runner
+        if runner.redrive is None:
+            return _elsewhere()
+        count, after = await runner.storage.call(
+            partial(purge, runner.redrive.shelf, **_asked(request))
+        )
+        if count:
+            _log.warning("dead_letters_purged", letters=count, by=_asker(request))
+        return _encoded({"purged": count, "next": after})
+
+    async def _replay(self, request: web.Request) -> web.Response:
+        if self._runner.redrive is None:
+            return _elsewhere()
+        try:
+            opened = msgspec.json.decode(await request.read(), type=list[Opened])
+        except msgspec.MsgspecError:
+            return web.json_response({"detail": "This is no list of letters."}, status=400)
+        outcomes = await self._runner.redrive.replay(opened)
+        _log.warning("dead_letters_replayed", by=_asker(request), **outcomes)
+        return _encoded(outcomes)
+
+
+def _asked(request: web.Request) -> dict[str, Any]:
+    """Read which letters are meant, and from where on."""
+    query = dict(request.query)
+    after = int(query.pop("after", "0"))
+    query.pop("sealed", None)
+    chosen = msgspec.convert(query, Chosen, strict=False)
+    return {"chosen": chosen, "now": datetime.now(UTC), "after": after}
+
+
+def _encoded(answer: object) -> web.Response:
+    return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+
+
+def _elsewhere() -> web.Response:
+    return web.json_response({"detail": ELSEWHERE}, status=404)
 
 
 def _asker(request: web.Request) -> str:
@@ -180,15 +274,21 @@ class _UnixConnection(HTTPConnection):
             os.close(folder)
 
 
-def ask(state: Path, method: str, target: str) -> Any:
+def ask(state: Path, method: str, target: str, body: bytes | None = None) -> Any:
     """Ask the process that owns a state directory.
+
+    Args:
+        state: The directory.
+        method: GET to look, POST to order.
+        target: Path and query.
+        body: JSON, where the order takes one.
 
     Raises:
         NotRunningError: There is none.
     """
     connection = _UnixConnection(state / "admin.sock")
     try:
-        connection.request(method, target)
+        connection.request(method, target, body)
         answer = connection.getresponse()
         return json.loads(answer.read())
     except (OSError, ValueError):

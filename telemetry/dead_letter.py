@@ -16,13 +16,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
 from telemetry.brokers import Entry, Shelf
 from telemetry.errors import TooManyDead
-from telemetry.identity import DeadLetterSealer
 from telemetry.parcel import Parcel
 from telemetry.retention import Period, retain_until
 from telemetry.schema import load_records
@@ -38,6 +37,10 @@ __all__ = [
     "over",
     "sweep",
 ]
+
+
+if TYPE_CHECKING:
+    from telemetry.identity import DeadLetterSealer  # what loads it brings no key near a command
 
 
 class Note(msgspec.Struct, frozen=True, kw_only=True):

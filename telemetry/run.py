@@ -38,7 +38,7 @@ from scrubbers.user_agent import reduce_user_agent
 from telemetry import logs
 from telemetry.admin import Admin
 from telemetry.books import Books
-from telemetry.brokers import DEAD, HELD, SEALED, Broker, Entry, Shelf
+from telemetry.brokers import DEAD, HELD, SEALED, Broker, Entry, Room, Shelf
 from telemetry.brokers.spool import Spool
 from telemetry.config import Bind, RecipientSettings, Settings
 from telemetry.dead_letter import burying, over, sweep
@@ -56,9 +56,11 @@ from telemetry.intake import Intake, Taken
 from telemetry.parcel import Parcel
 from telemetry.pipeline import Pseudonymizer, Terms
 from telemetry.policy import PolicyRegister, load_policy, policy_dir
+from telemetry.redrive import Redrive
 from telemetry.retention import moment_before
 from telemetry.rules import Schemas
 from telemetry.sinks import Sink
+from telemetry.status import Snapshot
 
 __all__ = ["Runner", "Storage", "check_host", "open_broker"]
 
@@ -194,6 +196,7 @@ class Runner:
         self.seen: Counter[tuple[str, tuple[str, ...]]] = Counter()
         self.stand_ins: dict[str, Any] = {}
         self.forwarders: dict[str, Forwarder] = {}
+        self.redrive: Redrive | None = None
         self.address = self.admin_address = ("", 0)
 
     async def open(self) -> None:
@@ -239,12 +242,26 @@ class Runner:
         scrub_thread = ThreadPoolExecutor(1, thread_name_prefix="scrub")
         self._open.callback(scrub_thread.shutdown)
         loop = asyncio.get_running_loop()
+
+        def on_scrub(function: Callable[..., _T], *args: object) -> asyncio.Future[_T]:
+            return loop.run_in_executor(scrub_thread, function, *args)
+
+        if isinstance(self.storage.broker, Shelf):
+            self.redrive = Redrive(
+                self.storage.broker,
+                policy,
+                schemas,
+                sealer,
+                dead_sealer,
+                on_storage=self.storage.call,
+                on_scrub=on_scrub,
+            )
         self.pseudonymizer = Pseudonymizer(
             self.storage.broker,
             identity,
             Terms(policy=policy, schemas=schemas, register=register, sinks=self.sinks),
             on_storage=self.storage.call,
-            on_scrub=lambda function, *args: loop.run_in_executor(scrub_thread, function, *args),
+            on_scrub=on_scrub,
             bury=burying(dead_sealer, "pseudonymizer"),
         )
         for name, sink in self.sinks.items():
@@ -429,7 +446,30 @@ class Runner:
         """Pause recipients or go on with them; the order outlives this process."""
         for name in names:
             self.forwarders[name].paused = paused
+            if not paused:
+                self.forwarders[name].brake.release()
         self._paused.write(name for name, each in self.forwarders.items() if each.paused)
+
+    async def snapshot(self) -> Snapshot:
+        """Read everything that ``telemetry status`` tells of."""
+        shelf = self.storage.broker
+        books = await self.books()
+        oldest: dict[str, Parcel] = {}
+        room: dict[str, Room] = {}
+        if isinstance(shelf, Shelf):
+            oldest, room = await self.storage.call(lambda: (shelf.oldest(), shelf.room()))
+        return Snapshot(
+            now=datetime.now(UTC),
+            books=books,
+            holding=self.pseudonymizer.holding,
+            forwarders={name: each.state() for name, each in self.forwarders.items()},
+            policy=self.policy.digest,
+            accepted=self.register.accepts(self.policy.digest),
+            environment=self.settings.environment,
+            stand_ins=tuple(self.stand_ins),
+            oldest=oldest,
+            room=room,
+        )
 
     async def books(self) -> Books:
         """Read the books as they stand."""
