@@ -1,17 +1,25 @@
-"""Dead letters as an operator meets them: list, show, replay, purge; and the page that tells all."""
+"""Dead letters as an operator meets them, and the page that tells all."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from running import Running, command, until
 
+from telemetry.brokers import DEAD, SEALED, Entry
+from telemetry.config import Settings
+from telemetry.dead_letter import noted
+from telemetry.identity import load_dead_letter_sealer
+from telemetry.run import open_broker
 from telemetry.testing import HeapStandIn, SentryStandIn
+from telemetry.testing.brokers import make_parcel
 
 PLANTED = "planted-mareike.sample@example.org"
 GOOD = {"event": "search used", "account": 7, "properties": {"scope": "tasks", "results": 3}}
@@ -103,21 +111,12 @@ def test_what_could_not_be_read_goes_again_with_its_id_once_it_can(
     tmp_path: Path, heap: HeapStandIn, sentry: SentryStandIn
 ) -> None:
     """The fault is in the log: the spool holds letters whose originals today's edge reads."""
-    from telemetry.brokers import DEAD, SEALED, Entry  # noqa: PLC0415
-    from telemetry.config import Settings  # noqa: PLC0415
-    from telemetry.dead_letter import noted  # noqa: PLC0415
-    from telemetry.identity import load_dead_letter_sealer  # noqa: PLC0415
-    from telemetry.run import open_broker  # noqa: PLC0415
-    from telemetry.testing.brokers import make_parcel  # noqa: PLC0415
-
     ours = Running(tmp_path, heap, sentry)
     with ours:
         assert ours.events([GOOD])
         ours.drain()
         assert ours.stop() == 0
     sealer = load_dead_letter_sealer(ours.state / "keys" / "public.json")
-    from dataclasses import replace  # noqa: PLC0415
-    from datetime import UTC, datetime, timedelta  # noqa: PLC0415
 
     now = datetime.now(UTC)
     letters = []
