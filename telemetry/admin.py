@@ -111,38 +111,19 @@ class Admin:
     async def _metrics(self, _request: web.Request) -> web.Response:
         runner = self._runner
         found = await runner.snapshot()
-        gauges: dict[str, tuple[str, dict[str, float]]] = {
-            "invalid_identifiers": (
-                "Identifiers that did not fit their profile, by sort.",
-                dict(runner.intake.invalid_identifiers),
-            ),
-            "undeclared_paths": (
-                "Paths of sampled events that no schema declares, by kind.",
-                _by_kind(runner.edge.unknown),
-            ),
-            "paused": (
-                "Recipients to which nothing is sent by order.",
-                {name: float(f.paused) for name, f in runner.forwarders.items()},
-            ),
-            "stopped": (
-                "Stages that take or send nothing, for whatever reason but an order.",
-                {
-                    "pseudonymizer": float(bool(found.holding)),
-                    **{n: float(s in ("blocked", "braked")) for n, s in found.forwarders.items()},
-                },
-            ),
-            "oldest_age_seconds": (
-                "Age of the oldest unfinished parcel, by stream; of dead letters since they died.",
-                ages(found),
-            ),
-            "time_to_loss_seconds": (
-                "When something of a stream would be lost if nothing of it moved on.",
-                times_to_loss(found),
-            ),
-            "room_used_ratio": (
-                "Part of a stream's share of the log that is used; log: of the whole quota.",
-                {stream or "log": used / most for stream, (used, most) in found.room.items()},
-            ),
+        gauges: dict[str, dict[str, float]] = {
+            "invalid_identifiers": dict(runner.intake.invalid_identifiers),
+            "undeclared_paths": _by_kind(runner.edge.unknown),
+            "paused": {name: float(f.paused) for name, f in runner.forwarders.items()},
+            "stopped": {
+                "pseudonymizer": float(bool(found.holding)),
+                **{n: float(s in ("blocked", "braked")) for n, s in found.forwarders.items()},
+            },
+            "oldest_age_seconds": ages(found),
+            "time_to_loss_seconds": times_to_loss(found),
+            "room_used_ratio": {
+                stream or "log": used / most for stream, (used, most) in found.room.items()
+            },
         }
         return web.Response(
             body=exposition(found.books, gauges, dict(runner.seen)),

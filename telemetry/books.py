@@ -25,10 +25,63 @@ from typing import Any, Final
 
 from telemetry.brokers import DEAD, HELD, SEALED, Entry, clean
 
-__all__ = ["Balance", "Books"]
+__all__ = ["REASONS", "Balance", "Books"]
 
 _EDGE: Final = "edge"
 _PSEUDONYMIZER: Final = "pseudonymizer"
+
+REASONS: Final[Mapping[str, Mapping[str, str]]] = {
+    "dropped": {
+        "client_report": "what a Sentry client threw away itself; counted as `client_discarded`",
+        "empty_container": "a container of logs, spans or metrics with nothing in it",
+        "erased": "somebody it names was erased",
+        "expired": "its retention has ended; at `dead` and `held`: that of the letter",
+        "invalid_time": "its time is out of reach of every key",
+        "kind_": "with the type behind it: a kind that no purpose names, or none ever may",
+        "kind_off": "no purpose of the policy names its kind any more",
+        "no_consent": "its purpose needs a consent that is not there",
+        "no_identity": "Heap only knows events of somebody, and this one names nobody",
+        "no_recipient": "its purpose has no recipient that sends",
+        "no_room": "the stream's share of the embedded log was full",
+        "objected": "somebody it names has objected",
+        "purged": "a dead letter that somebody deleted: `telemetry dead purge`",
+        "reserved_name": "a property has a name that Heap keeps for itself",
+        "revoked_policy": "the policy that scrubbed it was revoked",
+        "too_large": "one event above 1 MiB",
+        "too_many_values": "one event of more values than any real one",
+        "undeclared_event": "an analytics event whose name `events.toml` does not have",
+        "unknown_form": "a container that is not of the documented form",
+        "unknown_kind": "a native event of a kind that nobody knows",
+        "unshapeable": "it lacks what this recipient's form needs",
+        "unsupported_kind": "this recipient has no form for the kind",
+        "untagged": "its tags are gone; stopped before it left",
+    },
+    "dead": {
+        "capsule": "its identifiers do not open",
+        "capsule_corrupt": "the same: changed on the way, or of another event",
+        "capsule_mismatch": "its identifiers belong to another event",
+        "capsule_unknown_key": "they are sealed to a key that is not here",
+        "contract": "what the edge wrote is not what the schema allows",
+        "fails_alone": "the recipient failed on it again and again while it took others",
+        "invalid_identifier": "an identifier does not fit its profile",
+        "invalid_time": "its time is none",
+        "key_destroyed": "the key to its identifiers was destroyed",
+        "membership_without_account": "it names a membership and not whose",
+        "not_an_object": "JSON, but no object",
+        "rejected": "the recipient refused it: 400, 422, or an error in a 2xx",
+        "scrub_failed": "a treatment failed, or left something it should have found",
+        "secret_unreadable": "a secret of the vault cannot be opened",
+        "too_large": "above 1 MiB; at a recipient: 413",
+        "too_many_identifiers": "more identifiers than a capsule holds",
+        "undecodable": "no JSON, or none that any reader takes",
+        "undeliverable": "not taken for three days",
+        "unknown_kind": "no record of this kind, or no such sort of identifier",
+        "unknown_policy": "scrubbed under a policy that was never live here, or was revoked",
+        "unreadable_record": "a damaged record of the log; kept as it is, no letter",
+    },
+    "held": {"restricted": "the processing of somebody it names is restricted"},
+}
+"""Every reason there is, by outcome, and what it says: the closed set of a metric's label."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ clear stand only what every parcel shows, a reason from a closed set (`telemetry
 and a `Note`: the stage, the place in the event, when, and the shape of its outermost object (names
 that our records declare, classes of values; never a value, a length or an undeclared name).
 
-Owns also what becomes of letters: `over` says when their time is up, `sweep` deletes those, and
+Owns also what becomes of letters: `ends_at` says when their time is up, `sweep` deletes those, and
 `Brake` stops a stage that would park everything.
 """
 
@@ -34,7 +34,7 @@ __all__ = [
     "forgetting",
     "note_of",
     "noted",
-    "over",
+    "ends_at",
     "sweep",
 ]
 
@@ -145,15 +145,14 @@ def _names() -> Mapping[str, frozenset[str]]:
 # ---------------------------------------------------------------------- their end
 
 
-def over(letter: Parcel, period: Period, now: datetime) -> bool:
-    """Tell whether a letter's time is up: its event's retention, or the letters' own.
+def ends_at(letter: Parcel, period: Period) -> datetime:
+    """Give the moment at which a letter's time is up: its event's retention, or the letters' own.
 
     Args:
         letter: From the dead stream.
         period: How long letters are kept (``retention.toml``, ``[dead_letters]``).
-        now: Aware UTC time.
     """
-    return now >= min(letter.retain_until, retain_until(note_of(letter).at, period))
+    return min(letter.retain_until, retain_until(note_of(letter).at, period))
 
 
 def sweep(

@@ -41,7 +41,7 @@ from telemetry.books import Books
 from telemetry.brokers import DEAD, HELD, SEALED, Broker, Entry, Room, Shelf
 from telemetry.brokers.spool import Spool
 from telemetry.config import Bind, RecipientSettings, Settings
-from telemetry.dead_letter import burying, over, sweep
+from telemetry.dead_letter import Brake, burying, ends_at, sweep
 from telemetry.edge import Edge
 from telemetry.errors import BrokerError, ConfigError, PolicyError
 from telemetry.forward import Forwarder, Rate
@@ -263,6 +263,7 @@ class Runner:
             on_storage=self.storage.call,
             on_scrub=on_scrub,
             bury=burying(dead_sealer, "pseudonymizer"),
+            brake=self._brake(),
         )
         for name, sink in self.sinks.items():
             rates = [
@@ -278,6 +279,7 @@ class Runner:
                 drain_s=_DRAIN_S,
                 give_up_s=_GIVE_UP_S,
                 bury=burying(dead_sealer, name),
+                brake=self._brake(),
                 accepts=register.accepts,
             )
         for name in self._paused.read():
@@ -323,6 +325,10 @@ class Runner:
             )
         with _taken("bind", settings.bind):
             self.address = await gateway.start(bind.host, bind.port)
+
+    def _brake(self) -> Brake:
+        dead = self.settings.dead
+        return Brake(run_length=dead.run_length, ratio=dead.ratio)
 
     def _count(self, name: str, labels: tuple[str, ...], number: int) -> None:
         self.seen[name, labels] += number
@@ -398,7 +404,7 @@ class Runner:
             return 0  # on Kafka the topic's own retention deletes
         swept = 0
         ends: Mapping[str, Callable[[Parcel], bool]] = {
-            DEAD: lambda letter: over(letter, self.policy.dead_letters, now),
+            DEAD: lambda letter: now >= ends_at(letter, self.policy.dead_letters),
             HELD: lambda parcel: now >= parcel.retain_until,
         }
         for stream, ended in ends.items():
@@ -469,6 +475,7 @@ class Runner:
             stand_ins=tuple(self.stand_ins),
             oldest=oldest,
             room=room,
+            letters=self.policy.dead_letters,
         )
 
     async def books(self) -> Books:

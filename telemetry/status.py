@@ -13,8 +13,9 @@ from typing import Any, Final
 
 from telemetry.books import Books
 from telemetry.brokers import DEAD, HELD, Room
-from telemetry.dead_letter import note_of
+from telemetry.dead_letter import ends_at, note_of
 from telemetry.parcel import Parcel
+from telemetry.retention import Period
 
 __all__ = ["Answer", "Snapshot", "ages", "answers", "as_json", "spoken", "times_to_loss"]
 
@@ -38,6 +39,7 @@ class Snapshot:
         environment: As configured. stand_ins: Recipients that a stand-in plays.
         oldest: First unfinished parcel of each stream; empty where the log cannot tell.
         room: Used and most bytes of each stream; ``""`` is the whole log.
+        letters: How long dead letters are kept.
     """
 
     now: datetime
@@ -50,6 +52,7 @@ class Snapshot:
     stand_ins: tuple[str, ...] = ()
     oldest: Mapping[str, Parcel]
     room: Mapping[str, Room]
+    letters: Period = Period(months=12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +82,16 @@ def times_to_loss(found: Snapshot) -> dict[str, float]:
     """Give the seconds until something of a stream would be lost, if nothing of it moved on.
 
     The sooner of two: the oldest parcel's retention ends; or, once a hundredth of the stream's
-    share of the log is used and going on as since the oldest came, the share is full. Dead and held parcels are not on their way: not counted.
+    share of the log is used and going on as since the oldest came, the share is full. Dead and
+    held parcels are not on their way: for a dead letter it is the moment at which it is deleted.
     """
     left: dict[str, float] = {}
     for stream, age_s in ages(found).items():
-        if stream in (DEAD, HELD):
+        if stream == DEAD:
+            ends = ends_at(found.oldest[stream], found.letters)
+            left[stream] = max(0.0, (ends - found.now).total_seconds())
+            continue
+        if stream == HELD:
             continue
         ends_s = (found.oldest[stream].retain_until - found.now).total_seconds()
         used, most = found.room.get(stream, Room(0, 0))
@@ -142,7 +150,7 @@ def _safe(found: Snapshot) -> Answer:
 def _time_left(found: Snapshot) -> Answer:
     left = times_to_loss(found)
     because = [
-        f"{stream}: {spoken(seconds)} at this pace"
+        f"{stream}: {spoken(seconds)} left for the oldest"
         for stream, seconds in left.items()
         if seconds < _SOON_S
     ]
@@ -151,7 +159,8 @@ def _time_left(found: Snapshot) -> Answer:
         for stream, (used, most) in found.room.items()
         if most and used > _FULL * most
     ]
-    word = spoken(min(left.values())) if left else "nothing is waiting"
+    waiting = [seconds for stream, seconds in left.items() if stream != DEAD]
+    word = spoken(min(waiting)) if waiting else "nothing is waiting"
     return Answer("time left?", not because, word, tuple(because))
 
 

@@ -18,10 +18,10 @@ from telemetry.dead_letter import (
     Brake,
     Note,
     burying,
+    ends_at,
     forgetting,
     note_of,
     noted,
-    over,
     sweep,
 )
 from telemetry.errors import ConfigError, TooManyDead
@@ -137,9 +137,8 @@ def test_a_letter_of_an_older_version_is_as_old_as_its_receipt() -> None:
 
 def test_letters_end_with_their_own_period_or_with_their_events_retention() -> None:
     fresh = letter(1, died=NOW - timedelta(days=29))
-    assert not over(fresh, MONTH, NOW)
-    assert over(letter(2, died=NOW - timedelta(days=30)), MONTH, NOW)
-    assert over(letter(3, died=NOW - timedelta(days=5), days=5), MONTH, NOW)
+    assert ends_at(fresh, MONTH) == NOW + timedelta(days=1)
+    assert ends_at(letter(3, died=NOW - timedelta(days=5), days=5), MONTH) == NOW
 
 
 def test_what_is_swept_is_counted_and_the_books_stay_exact(tmp_path: Path) -> None:
@@ -153,7 +152,9 @@ def test_what_is_swept_is_counted_and_the_books_stay_exact(tmp_path: Path) -> No
         )
     after, swept, stretches = 0, 0, 0
     while True:
-        count, after = sweep(spool, DEAD, lambda one: over(one, MONTH, NOW), after=after, most=30)
+        count, after = sweep(
+            spool, DEAD, lambda one: ends_at(one, MONTH) <= NOW, after=after, most=30
+        )
         swept, stretches = swept + count, stretches + 1
         books = Books(spool.books(), spool.pending(), (), shelved=True)
         assert books.exact

@@ -12,6 +12,7 @@ from telemetry.books import Books
 from telemetry.brokers import DEAD, SEALED, Entry, Room, clean
 from telemetry.dead_letter import noted
 from telemetry.parcel import Parcel
+from telemetry.retention import Period
 from telemetry.status import Snapshot, ages, answers, as_json, times_to_loss
 from telemetry.testing.brokers import make_parcel
 
@@ -110,6 +111,12 @@ def test_the_time_to_loss_is_the_sooner_of_retention_and_room() -> None:
 def test_a_dead_letter_is_as_old_as_its_death_and_is_not_on_its_way() -> None:
     died = noted("heap", NOW - timedelta(hours=1), path="", kind="event", original=b"{}")
     letter = replace(parcel(age=timedelta(days=9), left=timedelta(days=9)), remarks=died)
-    found = snapshot(oldest={DEAD: letter})
+    found = snapshot(oldest={DEAD: letter}, letters=Period(days=7))
     assert ages(found) == {DEAD: 3600.0}
-    assert times_to_loss(found) == {}
+    assert times_to_loss(found) == {DEAD: 7 * 86_400 - 3600.0}
+    told = answers(found)[3]
+    assert (told.word, told.well) == ("nothing is waiting", True)
+    soon = replace(letter, retain_until=NOW + timedelta(hours=5))
+    told = answers(snapshot(oldest={DEAD: soon}))[3]
+    assert not told.well
+    assert told.because == ("dead: 5 h left for the oldest",)

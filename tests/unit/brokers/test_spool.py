@@ -632,7 +632,18 @@ def test_a_file_that_lost_what_it_acknowledged_is_not_used_again(
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
-def test_an_fsync_that_really_fails_is_an_error_and_the_next_append_is_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("call", "error", "when"),
+    [
+        ("fdatasync", "EIO", "12..14"),
+        ("fdatasync", "ENOSPC", "20"),
+        ("pwrite64", "EIO", "60..63"),
+        ("pwrite64", "ENOSPC", "60..63"),
+    ],
+)
+def test_a_disk_that_really_fails_is_an_error_and_the_next_append_is_kept(
+    tmp_path: Path, call: str, error: str, when: str
+) -> None:
     script = textwrap.dedent("""
         import sys
         from pathlib import Path
@@ -652,8 +663,10 @@ def test_an_fsync_that_really_fails_is_an_error_and_the_next_append_is_kept(tmp_
         os._exit(0)
     """)
     path = tmp_path / "spool.db"
-    inject = "inject=fdatasync:error=EIO:when=12..14"
-    command = ["strace", "-f", "-qq", "-o", os.devnull, "-e", "trace=fdatasync", "-e", inject]
+    # Only calls on the spool's own files are counted and fail.
+    files = [f"--trace-path={path}", f"--trace-path={path}-wal"]
+    inject = f"inject={call}:error={error}:when={when}"
+    command = ["strace", "-f", "-qq", "-o", os.devnull, *files, "-e", f"trace={call}", "-e", inject]
     done = subprocess.run(
         [*command, sys.executable, "-c", script, str(path)],
         capture_output=True,
