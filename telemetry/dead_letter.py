@@ -31,10 +31,10 @@ __all__ = [
     "Bury",
     "Note",
     "burying",
+    "ends_at",
     "forgetting",
     "note_of",
     "noted",
-    "ends_at",
     "sweep",
 ]
 

@@ -52,7 +52,7 @@ class Snapshot:
     stand_ins: tuple[str, ...] = ()
     oldest: Mapping[str, Parcel]
     room: Mapping[str, Room]
-    letters: Period = Period(months=12)
+    letters: Period
 
 
 @dataclass(frozen=True, slots=True)

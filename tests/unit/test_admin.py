@@ -22,6 +22,7 @@ from telemetry.admin import Admin, NotRunningError, ask
 from telemetry.books import Books
 from telemetry.brokers import SEALED, Entry, Room, clean
 from telemetry.metrics import exposition
+from telemetry.retention import Period
 from telemetry.status import Snapshot
 from telemetry.testing.brokers import make_parcel
 
@@ -72,6 +73,7 @@ class Runner:
             environment="staging",
             oldest={SEALED: replace(make_parcel(1), received_at=NOW - timedelta(seconds=90))},
             room={"": Room(5, 100), clean("heap"): Room(1, 4)},
+            letters=Period(days=30),
         )
 
     def order(self, names: list[str], *, paused: bool) -> None:

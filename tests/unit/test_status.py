@@ -39,6 +39,7 @@ def snapshot(**more: Any) -> Snapshot:
         "environment": "staging",
         "oldest": {},
         "room": {"": Room(1, 100 * MIB)},
+        "letters": Period(days=30),
     }
     return Snapshot(**(whole | more))
 
