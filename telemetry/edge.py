@@ -148,7 +148,7 @@ def _carried(raw: bytes, rules: CompiledRules) -> list[Remark]:
         return []
     known = {row.detector.id for row in rules.treatments.detectors.rows} | RULES
     return [
-        remark._replace(path=declared)
+        msgspec.structs.replace(remark, path=declared)
         for remark in remarks
         if remark.rule in known
         and 0 <= remark.start <= remark.end <= EVENT_BYTES

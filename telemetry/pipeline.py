@@ -197,7 +197,9 @@ def _with_names_hidden(remarks: list[Remark]) -> list[Remark]:
     """
     maps = {remark.path[:-1] for remark in remarks if remark.path[-1:] == ("<key>",)}
     return [
-        remark._replace(path=(*remark.path[:-1], "<key>")) if remark.path[:-1] in maps else remark
+        msgspec.structs.replace(remark, path=(*remark.path[:-1], "<key>"))
+        if remark.path[:-1] in maps
+        else remark
         for remark in remarks
     ]
 
