@@ -116,7 +116,7 @@ class Forwarder:
     ``revoked_policy``; *dead* with the sink's reason. A parcel that the recipient does not take for
     now is kept until its retention ends, or until `give_up_s`; one that it does not take while it
     takes others, until it has failed alone often enough (``fails_alone``, see
-    docs/decisions/0009-the-event-that-fails-alone.md).
+    docs/decisions/0011-the-event-that-fails-alone.md).
 
     Args:
         recipient: Name from ``recipients.toml``; names the stream, the group and the books.
