@@ -12,7 +12,7 @@ Owns also what becomes of letters: `ends_at` says when their time is up, `sweep`
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
@@ -193,30 +193,41 @@ class Brake:
 
     def __init__(self, *, run_length: int = 500, ratio: float = 0.5, window: int = 2000) -> None:
         self._run_length, self._ratio, self._window = run_length, ratio, window
-        self._run = 0
+        self._run, self._released = 0, False
         self._last: deque[bool] = deque(maxlen=window)
 
-    def check(self, outcomes: Iterable[bool]) -> None:
-        """Note the outcomes of a batch; call it before they are made durable.
+    def check(self, outcomes: Sequence[bool]) -> None:
+        """Look at the outcomes of a batch before they are made durable; notes nothing.
 
         Args:
             outcomes: In order: whether each parcel became a dead letter.
 
         Raises:
-            TooManyDead: A limit is passed. Nothing of this batch was noted: asked again with
-                better outcomes, it lets them through.
+            TooManyDead: With them a limit would be passed. Asked again with better outcomes, it
+                lets them through.
         """
-        run, last = self._run, deque(self._last, maxlen=self._window)
+        if not any(outcomes) or (self._released and all(outcomes)):
+            return
+        run = self._run
         for is_dead in outcomes:
             run = run + 1 if is_dead else 0
-            last.append(is_dead)
             if run > self._run_length:
                 raise TooManyDead("dead letters in a row")
+        last = deque(self._last, maxlen=self._window)
+        last.extend(outcomes)
         if len(last) == self._window and sum(last) > self._ratio * self._window:
             raise TooManyDead("dead letters among the last events")
-        self._run, self._last = run, last
+
+    def note(self, outcomes: Sequence[bool]) -> None:
+        """Note outcomes that are durable now."""
+        if self._released and all(outcomes):
+            return
+        self._released = False
+        self._last.extend(outcomes)
+        for is_dead in outcomes:
+            self._run = self._run + 1 if is_dead else 0
 
     def release(self) -> None:
-        """Begin anew: an operator says that these are to be parked."""
-        self._run = 0
+        """Let all through until something good comes: an operator says that these are bad."""
+        self._run, self._released = 0, True
         self._last.clear()

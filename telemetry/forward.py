@@ -590,6 +590,7 @@ class Forwarder:
         except BrokerError:
             self._settle(tasks)
             raise
+        self.brake.note([task.final[0] == "dead" for task in tasks])
         self._settled.clear()
         self._first_try.clear()
         _log.debug(
@@ -601,7 +602,7 @@ class Forwarder:
     def _brake(self, tasks: Sequence[_Task]) -> None:
         """Refuse to park nearly everything: keep what was delivered, and ask again for the rest."""
         try:
-            self.brake.check(task.final[0] == "dead" for task in tasks)
+            self.brake.check([task.final[0] == "dead" for task in tasks])
         except TooManyDead:
             if not self.braked:
                 _log.error("too_many_dead", recipient=self.recipient, parcels=len(tasks))

@@ -326,13 +326,14 @@ class Pseudonymizer:
         polled: Polled = await self._on_storage(self._broker.poll, SEALED, GROUP, _POLL_EVENTS)
         if not polled.parcels:
             return False
-        outputs, counts = await self._on_scrub(self._decide_all, polled.parcels)
+        outputs, counts, parked = await self._on_scrub(self._decide_all, polled.parcels)
         await self._on_storage(self._broker.finish, polled, outputs, counts)
+        self.brake.note(parked)
         return True
 
     def _decide_all(
         self, parcels: Sequence[Parcel]
-    ) -> tuple[dict[str, list[Parcel]], Counter[Entry]]:
+    ) -> tuple[dict[str, list[Parcel]], Counter[Entry], list[bool]]:
         resolved = self._identity.resolve(
             [
                 Sealed(
@@ -353,10 +354,11 @@ class Pseudonymizer:
             decide(parcel, identities, self._terms, now)
             for parcel, identities in zip(parcels, resolved, strict=True)
         ]
-        self.brake.check(isinstance(decision, Park) for decision in decisions)
+        parked = [isinstance(decision, Park) for decision in decisions]
+        self.brake.check(parked)
         for parcel, decision in zip(parcels, decisions, strict=True):
             _enter(parcel, decision, outputs, counts, self._bury)
-        return outputs, counts
+        return outputs, counts, parked
 
 
 def _enter(

@@ -7,6 +7,7 @@ key, which does not belong on these hosts; whoever gives it with ``--key`` bring
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,12 +17,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from urllib.parse import urlencode
 
 import msgspec
+import structlog
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from telemetry import logs
 from telemetry.admin import ELSEWHERE, NotRunningError, ask
 from telemetry.cli import EXIT_NO, Config, Json, State, app
 from telemetry.config import Settings, load_settings
@@ -323,9 +326,17 @@ class _Desk:
             except NotRunningError:
                 with self._shelf() as shelf:
                     now = datetime.now(UTC)
+                    self._note_originals(sealed=sealed)
                     letters, after = page(shelf, chosen, now, after=max(after, 0), sealed=sealed)
             if letters:
                 yield letters
+
+    def _note_originals(self, *, sealed: bool) -> None:
+        """Say in our log that originals are read, as the running pipeline would."""
+        if sealed:
+            logs.configure(self._settings.log, production=self._settings.production)
+            log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.cli.letters")
+            log.warning("sealed_originals_given", by=f"uid {os.getuid()} pid {os.getpid()}")
 
     def purge(self, chosen: Chosen) -> Iterator[int]:
         """Delete letters, page by page; give how many of each."""

@@ -180,28 +180,52 @@ def test_a_letter_that_vanishes_without_being_counted_is_a_difference(tmp_path: 
     spool.close()
 
 
+def passed(brake: Brake, outcomes: list[bool]) -> None:
+    brake.check(outcomes)
+    brake.note(outcomes)
+
+
 def test_a_brake_lets_one_in_a_hundred_through_and_stops_a_run_and_a_ratio() -> None:
     brake = Brake(run_length=50, ratio=0.5, window=200)
     for _ in range(1000):
-        brake.check([True] + [False] * 99)
+        passed(brake, [True] + [False] * 99)
     with pytest.raises(TooManyDead, match="in a row"):
-        brake.check([True] * 51)
-    brake.check([True] * 50 + [False])
+        passed(brake, [True] * 51)
+    passed(brake, [True] * 50 + [False])
     mixed = [True, True, False] * 30
     brake = Brake(run_length=50, ratio=0.5, window=200)
-    brake.check(mixed)
-    brake.check(mixed)  # 180 of 200: too few to judge
+    passed(brake, mixed)
+    passed(brake, mixed)  # 180 of 200: too few to judge
     for _ in range(2):  # not forgotten by asking again
         with pytest.raises(TooManyDead, match="among the last"):
-            brake.check(mixed)
+            passed(brake, mixed)
     brake.release()
-    brake.check([True] * 50)
+    passed(brake, [True] * 50)
+
+
+def test_a_brake_that_was_released_lets_all_through_until_something_good_comes() -> None:
+    brake = Brake(run_length=50)
+    with pytest.raises(TooManyDead):
+        passed(brake, [True] * 60)
+    brake.release()
+    for _ in range(100):
+        passed(brake, [True] * 60)
+    passed(brake, [True] * 40 + [False] + [True] * 40)
+    with pytest.raises(TooManyDead):
+        passed(brake, [True] * 11)
 
 
 def test_a_run_over_several_batches_is_one_run() -> None:
     brake = Brake(run_length=50)
     for _ in range(5):
-        brake.check([True] * 10)
+        passed(brake, [True] * 10)
     with pytest.raises(TooManyDead):
-        brake.check([True])
-    brake.check([False])
+        passed(brake, [True])
+    passed(brake, [False])
+
+
+def test_outcomes_that_never_became_durable_do_not_count() -> None:
+    brake = Brake(run_length=50)
+    for _ in range(100):
+        brake.check([True] * 40)
+    passed(brake, [True] * 50)

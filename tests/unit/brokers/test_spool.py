@@ -684,6 +684,45 @@ def test_a_disk_that_really_fails_is_an_error_and_the_next_append_is_kept(
     assert {make_parcel(int(n)).event_id for n in kept.split()} <= found
 
 
+def test_where_files_may_not_grow_it_refuses_and_keeps_what_it_acknowledged(tmp_path: Path) -> None:
+    """A full disk for those who may not mount one: the kernel refuses writes above a file size."""
+    script = textwrap.dedent("""
+        import os, resource, signal, sys
+        from pathlib import Path
+        from telemetry.brokers.spool import Spool
+        from telemetry.errors import BrokerError
+        from telemetry.testing.brokers import make_parcel
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        spool = Spool(Path(sys.argv[1]), key=bytes(range(32)), ballast_bytes=1 << 20)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5 << 20, 5 << 20))
+        kept, refused = [], 0
+        for n in range(300):
+            try:
+                spool.append("sealed", [make_parcel(n, body=os.urandom(60_000))], {})
+                kept.append(n)
+            except BrokerError:
+                refused += 1
+        print(refused, *kept, flush=True)
+        os._exit(0)
+    """)
+    path = tmp_path / "spool.db"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    refused, *kept = map(int, done.stdout.split())
+    assert refused > 100
+    assert len(kept) > 30
+    spool = Spool(path, key=KEY, ballast_bytes=1 << 20)
+    found = {int(one.parcel.event_id, 16) for one in spool.look(SEALED, 0, 1000)}
+    assert set(kept) <= found
+    spool.append(SEALED, [make_parcel(1000)], {})
+    spool.close()
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 12 MiB, if we may mount one."""
