@@ -19,6 +19,7 @@ import unicodedata
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from scrubbers.model import RuleError
@@ -35,6 +36,9 @@ SEPARATOR = "\x1e"
 _SEPARATOR_BYTE = SEPARATOR.encode()
 """Stands between the fields of an event when they are searched as one text."""
 
+_MAX_MARKS = 30
+_MAX_LIGATURES = 16
+_LIGATURES = ("\ufdfa", "\ufdfb")
 _MAX_ANCHOR_POSITIONS = 16
 _MAX_REPEAT = 1_000
 _MAX_CANDIDATES = 4_096
@@ -86,8 +90,43 @@ def searchable(text: str) -> str:
     """
     if text.isascii():
         return text
-    form = unicodedata.normalize("NFKC", text.encode("utf-8", "replace").decode("utf-8"))
-    return unicodedata.normalize("NFKC", _INVISIBLE.sub("", form))
+    form = _normalized(text.encode("utf-8", "replace").decode("utf-8"))
+    shown = _INVISIBLE.sub("", form)
+    return form if shown == form else _normalized(shown)
+
+
+def _normalized(text: str) -> str:
+    """Give the NFKC form of a text in linear time.
+
+    Combining marks are put into an order, which takes the square of how many stand together; and
+    two ligatures stand for whole sentences. A mebibyte of either would take minutes and seconds.
+
+    Source:
+        UAX 15, 13: no language puts more than 30 marks together.
+    """
+    for ligature in _LIGATURES:
+        if text.count(ligature) > _MAX_LIGATURES:
+            text = text.replace(ligature, "?")
+    form = unicodedata.normalize("NFKC", _without_piles(text))
+    # A prefix of what is normalized is normalized, so that no third pass would change it.
+    return _without_piles(form)
+
+
+def _without_piles(text: str) -> str:
+    """Take the marks behind the thirtieth of those that stand together."""
+    # Whatever holds so many in a row holds one at a place that is looked at here.
+    if len(text) <= _MAX_MARKS or not _marks()[0].search(text[::_MAX_MARKS]):
+        return text
+    return _marks()[1].sub(r"\1", text)
+
+
+@cache
+def _marks() -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """Compile what finds a combining mark, and too many of them."""
+    # Those of all planes that have any; a new version of Unicode must not need a new one of this.
+    found = (chr(code) for code in range(0x300, 0x20000) if unicodedata.combining(chr(code)))
+    mark = f"[{''.join(found)}]"
+    return re.compile(mark), re.compile(f"({mark}{{{_MAX_MARKS}}}){mark}+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,11 +35,14 @@ _MANY = frozenset(("ip", "id"))
 _MAX_LINE_DIGITS = 6
 _MAX_OCCURRENCES = 300
 # What stands before a short id: user 42, id=42, /users/42, "account_id": 42, #42.
-_ID_CONTEXT = re.compile(
-    rb"(?i)(?:\b(?:user|account|customer|member|client|tenant|org|organi[sz]ation|person|subject"
+_CONTEXT = (
+    rb"(?:\b(?:user|account|customer|member|client|tenant|org|organi[sz]ation|person|subject"
     rb"|owner|author|kunde|konto|benutzer|mitglied)s?|(?:\b|_|[a-z])u?id|\bnr|\bno)"
-    rb"[\"'\]]{0,2}(?:\s{0,2}(?:[=:/#(]|is|%2F|%3D|\x5b)|\s|#)\s{0,2}[\"'(\[]{0,2}\Z"
+    rb"[\"'\]]{0,2}(?:\s{0,2}(?:[=:/#(]|is|%2F|%3D|\x5b)|\s|#)\s{0,2}[\"'(\[]{0,2}"
 )
+_ID_CONTEXT = re.compile(rb"(?i)" + _CONTEXT + rb"\Z")
+_EACH_ID_CONTEXT = re.compile(rb"(?i)(?=(" + _CONTEXT + rb"))")
+_MANY_SHORT = 64
 _LINE_CONTEXT = re.compile(
     rb"(?i)(?:\blines?|\bzeile|\bln|\blineno|\.[a-z]{1,5}:|\bport)[ =:]{0,2}\Z"
 )
@@ -177,7 +180,10 @@ class KnownValues:
         for n in sorted(near):
             for_folded, for_exact = self._needles.get(n) or self._prepare(n)
             for needle in for_folded:
-                yield from _occurrences(needle, folded, data)
+                if needle.mode == "short" and folded.count(needle.text) > _MANY_SHORT:
+                    yield from _occurrences_in_context(needle, folded, data)
+                else:
+                    yield from _occurrences(needle, folded, data)
             for needle in for_exact:
                 yield from _occurrences(needle, data, data)
 
@@ -310,6 +316,18 @@ def _occurrences(needle: _Needle, haystack: bytes, data: bytes) -> Iterator[tupl
         ):
             yield start, end, kind
         start = haystack.find(text, max(end, start + 1))
+
+
+def _occurrences_in_context(
+    needle: _Needle, haystack: bytes, data: bytes
+) -> Iterator[tuple[int, int, str]]:
+    """As `_occurrences` of a short value, in time that does not depend on how often it stands."""
+    text, kind, _ = needle
+    for context in _EACH_ID_CONTEXT.finditer(data):
+        start = context.end(1)
+        end = start + len(text)
+        if haystack.startswith(text, start) and _stands_alone(data, start, end, text):
+            yield start, end, kind
 
 
 def _stands_alone(data: bytes, start: int, end: int, text: bytes) -> bool:

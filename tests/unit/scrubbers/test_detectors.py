@@ -145,9 +145,9 @@ def test_64_kb_made_to_be_slow_takes_less_than_100_ms(unit: str) -> None:
     text = (unit * (65_536 // len(unit) + 1))[:65_536]
     best = float("inf")
     for _ in range(3):  # other work on the machine is not what is measured
-        start = time.perf_counter()
+        start = time.process_time()
         redacted, _ = redact_text(text)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
     assert best < 0.1
     assert redact_text(redacted) == (redacted, ())
 
