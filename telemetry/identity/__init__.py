@@ -23,12 +23,12 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Literal
 
 from telemetry.errors import CapsuleError, EventError, IdentifierError, KeyringError, PolicyError
 from telemetry.identity import keyring as _keys
@@ -53,13 +53,16 @@ from telemetry.identity.pseudonym import (
     membership,
 )
 from telemetry.identity.vault import (
+    CACHE_ROWS,
     CACHE_S,
     STATES,
+    Held,
     SuppressionState,
     Tombstoned,
     Unreadable,
     Vault,
 )
+from telemetry.identity.vault import upkeep as _upkeep
 
 __all__ = [
     "DeadLetterOpener",
@@ -84,10 +87,12 @@ __all__ = [
     "load_sealer",
     "load_spool_key",
     "membership",
+    "open_vault",
 ]
 
 _KEYS: Final = "keys"
 _VAULT: Final = "vault.sqlite3"
+_TOMBSTONES: Final = "tombstones.sqlite3"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}@[a-z0-9][a-z0-9_.-]{0,63}")
 _LABEL = re.compile(r"[a-z0-9]{2,12}")
 _EPOCH_START: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -95,6 +100,10 @@ _MILLISECOND: Final = timedelta(milliseconds=1)
 # Nothing older than the retention ceiling of 12 months is processed; a clock may be a day ahead.
 _OLDEST: Final = timedelta(days=400)
 _NEWEST: Final = timedelta(days=1)
+LATE: Final = timedelta(days=7)
+"""How long after its end a quarter still gives tokens: as long as a client's spool keeps events."""
+SKEW: Final = timedelta(minutes=5)
+"""How far a clock may be ahead and still name the epoch."""
 _CACHE_TOKENS: Final = 1 << 16
 
 _HOLDERS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
@@ -184,7 +193,7 @@ class Resolved:
         identity: Identity,
         event_id: str,
         identifiers: tuple[Identifier, ...],
-        holders: tuple[Secret | Tombstoned, ...],
+        holders: tuple[Held | Tombstoned, ...],
     ) -> None:
         self._identity, self._event_id = identity, event_id
         self._identifiers, self._holders = identifiers, holders
@@ -219,7 +228,7 @@ class Resolved:
 
     def token_list(self, domain: Domain, at: datetime) -> tuple[str, ...]:
         """Give one token for each of `kinds`. Arguments and errors as `tokens`."""
-        pairs: list[tuple[Identifier, Secret]] = []
+        pairs: list[tuple[Identifier, Held]] = []
         for identifier, holder in zip(self._identifiers, self._holders, strict=True):
             if isinstance(holder, Tombstoned):
                 raise IdentifierError("erased")
@@ -268,22 +277,44 @@ class Identity:
         return f"Identity({self._keyring!r}, {self._vault!r})"
 
     @classmethod
-    def open(cls, state: Path, *, environment: str, vault_url: str | None = None) -> Identity:
+    def open(
+        cls,
+        state: Path,
+        *,
+        environment: str,
+        vault_url: str | None = None,
+        journal_url: str | None = None,
+        cache_rows: int = CACHE_ROWS,
+        alone: bool = False,
+    ) -> Identity:
         """Open keyset and vault under a state folder.
 
         Args:
-            state: Holds ``keys/keyset.json``, and ``vault.sqlite3`` unless `vault_url` is given.
+            state: Holds ``keys/keyset.json``; ``vault.sqlite3`` unless `vault_url` is given; and
+                ``tombstones.sqlite3`` unless `journal_url` is.
             environment: ``production`` refuses development keysets.
             vault_url: SQLAlchemy URL of another vault.
+            journal_url: SQLAlchemy URL of another tombstone journal.
+            cache_rows: As for `Vault`.
+            alone: Refuse a SQLite vault that another process serves, and keep others from it.
 
         Raises:
             KeyringError: No usable keyset, a vault of another keyset, or HPKE does not work.
+            ConfigError: The vault is another process's, or does not fit its journal.
             VaultError: The vault cannot be reached.
         """
         self_test()
         keyring = Keyring.load(state / _KEYS / _keys.KEYSET, environment=environment)
-        url = f"sqlite:///{(state / _VAULT).absolute()}" if vault_url is None else vault_url
-        return cls(keyring, Vault(url, keyring=keyring))
+        vault = open_vault(
+            state, keyring, vault_url=vault_url, journal_url=journal_url, cache_rows=cache_rows
+        )
+        if alone:
+            try:
+                vault.claim()
+            except BaseException:
+                vault.close()
+                raise
+        return cls(keyring, vault)
 
     @staticmethod
     def sealer(state: Path) -> Sealer:
@@ -347,9 +378,9 @@ class Identity:
         event_id: str,
         identifiers: tuple[Identifier, ...],
         locators: tuple[bytes, ...],
-        found: Mapping[bytes, Secret | Tombstoned | Unreadable],
+        found: Mapping[bytes, Held | Tombstoned | Unreadable],
     ) -> Resolved | EventError:
-        holders: list[Secret | Tombstoned] = []
+        holders: list[Held | Tombstoned] = []
         for locator in locators:
             holder = found[locator]
             if isinstance(holder, Unreadable):
@@ -372,15 +403,38 @@ class Identity:
 
     # --- One event ------------------------------------------------------------------------------
 
+    def epoch_of(self, domain: Domain, at: datetime) -> str:
+        """Give the epoch whose key the tokens of an event are made with.
+
+        The epoch of the event's own time, but of a time that lies at most `LATE` back and at most
+        `SKEW` ahead: a quarter that is over for a week gets no further tokens, and a clock that
+        runs ahead does not open the next one early.
+
+        Args:
+            domain: Whose rule counts.
+            at: Aware time of the event.
+
+        Raises:
+            IdentifierError: A time beyond all retention, or a day ahead (``invalid_time``).
+        """
+        if domain.epoch == "rel":
+            return "rel"
+        now = self._now()
+        if not -_OLDEST <= at - now <= _NEWEST:
+            # A forged time must not make keys for epochs nobody lives in.
+            raise IdentifierError("invalid_time")
+        return epoch_label(domain.epoch, min(max(at, now - LATE), now + SKEW))
+
     def _tokens_of(
-        self, domain: Domain, at: datetime, pairs: Sequence[tuple[Identifier, Secret]]
+        self, domain: Domain, at: datetime, pairs: Sequence[tuple[Identifier, Held]]
     ) -> tuple[str, ...]:
         if not pairs:
             return ()
-        if domain.epoch != "rel" and not -_OLDEST <= at - self._now() <= _NEWEST:
-            # A forged time must not make keys for epochs nobody lives in.
-            raise IdentifierError("invalid_time")
-        epoch = epoch_label(domain.epoch, at)
+        return self._tokens_in(domain, self.epoch_of(domain, at), pairs)
+
+    def _tokens_in(
+        self, domain: Domain, epoch: str, pairs: Sequence[tuple[Identifier, Held]]
+    ) -> tuple[str, ...]:
         known = self._tokens
         tokens: list[str] = []
         for identifier, secret in pairs:
@@ -389,7 +443,7 @@ class Identity:
             token = known.get(entry)
             if token is None:
                 token = pseudonym.token(
-                    self._keyring.token_key(domain.name, epoch).expose(),
+                    self._token_key(domain.name, epoch, secret.pins).expose(),
                     domain=domain.name,
                     epoch=epoch,
                     kind=identifier.kind,
@@ -403,6 +457,35 @@ class Identity:
                 known[entry] = token
             tokens.append(token)
         return tuple(tokens)
+
+    def _token_key(self, domain: str, epoch: str, pins: Mapping[str, str]) -> Secret:
+        """Give the key that a subject's tokens are made with: its own, also after a rotation."""
+        if epoch != "rel":
+            return self._keyring.token_key(domain, epoch)
+        kid = pins.get(domain) or self._first_key(domain)
+        if kid is None:
+            # Nobody has had a token there yet: what is made now is the first.
+            self._keyring.token_key(domain, epoch)
+            self._first_keys.clear()
+            kid = self._first_key(domain)
+        key = None if kid is None else self._keyring.opening("token", kid)
+        if key is not None:
+            return key
+        former = {key.kid for key in self._keyring.entries() if key.state == "DESTROYED"}
+        if kid in former:
+            raise CapsuleError("key_destroyed")
+        raise KeyringError(
+            "The keyset lacks a token key that subjects are pinned to, or it is disabled.",
+            remedy="Restore the keyset that belongs to this vault, or enable the key.",
+        )
+
+    def _first_key(self, domain: str) -> str | None:
+        """Name the first key there ever was: it counts for who was here before there was any."""
+        if not self._first_keys:
+            for key in reversed(self._keyring.entries()):
+                if (key.use, key.epoch) == ("token", "rel"):
+                    self._first_keys[key.domain] = key.kid
+        return self._first_keys.get(domain)
 
     def _delivery_id(self, domain: Domain, event_id: str) -> str:
         key = self._keyring.delivery_key(domain.name)
@@ -465,6 +548,7 @@ class Identity:
 
     def _forget(self) -> None:
         self._tokens: dict[tuple[str, str, str, Identifier, bytes], str] = {}
+        self._first_keys: dict[str, str] = {}
         self._locators: dict[Identifier, bytes] = {}
         self._tags: dict[tuple[str, Identifier], bytes] = {}
         self._generation = self._keyring.generation
@@ -490,10 +574,48 @@ class Identity:
             self._tags[purpose, subject] = known
         return known
 
+    # --- Upkeep ---------------------------------------------------------------------------------
+
+    def upkeep(self) -> Iterator[float]:
+        """Do what is due: rotate the wrap key each week, move rows, destroy keys, forget.
+
+        Does one bounded piece at each step; between two the vault answers others. May be left at
+        any step: the next call goes on.
+
+        Yields:
+            How much of the table is done, from 0 to 1.
+
+        Raises:
+            VaultError: It cannot be written; call again later.
+            KeyringError: The keyset cannot be written; call again later.
+        """
+        _upkeep.rotate(self._vault, now=self._now())
+        yield from _upkeep.rewrap(self._vault)
+        _upkeep.forget(self._vault)
+
     def close(self) -> None:
         """Let go of the vault and forget what was remembered."""
         self._forget()
         self._vault.close()
+
+
+def open_vault(
+    state: Path,
+    keyring: Keyring,
+    *,
+    vault_url: str | None = None,
+    journal_url: str | None = None,
+    cache_rows: int = CACHE_ROWS,
+    repair: Literal["", "restore", "journal"] = "",
+) -> Vault:
+    """Open the vault of a state folder. Arguments and errors as for `Identity.open` and `Vault`."""
+    return Vault(
+        vault_url or f"sqlite:///{(state / _VAULT).absolute()}",
+        keyring=keyring,
+        journal=journal_url or f"sqlite:///{(state / _TOMBSTONES).absolute()}",
+        cache_rows=cache_rows,
+        repair=repair,
+    )
 
 
 # --- For roles that resolve nothing ---------------------------------------------------------------

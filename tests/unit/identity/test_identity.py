@@ -139,9 +139,38 @@ def test_a_quarter_ends_a_token_and_the_relationship_does_not(
     identity: Identity, sealer: Sealer
 ) -> None:
     event = resolved(identity, sealed(sealer, ACCOUNT))
-    before = NOW - timedelta(days=100)
-    assert event.tokens(ANALYTICS, NOW) == event.tokens(ANALYTICS, before)
-    assert event.tokens(ERRORS, NOW) != event.tokens(ERRORS, before)
+    later = NOW + timedelta(days=100)
+    first = event.tokens(ANALYTICS, NOW), event.tokens(ERRORS, NOW)
+    identity._now = lambda: later
+    assert event.tokens(ANALYTICS, later) == first[0]
+    assert event.tokens(ERRORS, later) != first[1]
+
+
+QUARTER = datetime(2027, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("occurred", "now", "epoch"),
+    [
+        (timedelta(seconds=-1), timedelta(0), "2026q4"),
+        (timedelta(0), timedelta(0), "2027q1"),
+        # late: the old quarter still, for a week
+        (timedelta(days=-1), timedelta(days=6), "2026q4"),
+        (timedelta(seconds=-1), timedelta(days=7), "2027q1"),
+        (timedelta(days=-300), timedelta(days=7, seconds=-1), "2026q4"),
+        (timedelta(days=-300), timedelta(days=8), "2027q1"),
+        # ahead: the next quarter only within five minutes of it
+        (timedelta(minutes=3), timedelta(minutes=-4), "2027q1"),
+        (timedelta(minutes=3), timedelta(minutes=-6), "2026q4"),
+        (timedelta(hours=20), timedelta(hours=-1), "2026q4"),
+    ],
+)
+def test_an_epoch_is_that_of_the_event_within_a_week_and_five_minutes(
+    identity: Identity, occurred: timedelta, now: timedelta, epoch: str
+) -> None:
+    identity._now = lambda: QUARTER + now
+    assert identity.epoch_of(ERRORS, QUARTER + occurred) == epoch
+    assert identity.epoch_of(ANALYTICS, QUARTER + occurred) == "rel"
 
 
 @pytest.mark.parametrize("days", [-401, 2, -10_000])
