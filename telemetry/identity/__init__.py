@@ -41,6 +41,7 @@ from telemetry.identity.capsule import (
     Sealer,
     self_test,
 )
+from telemetry.identity.custody import Custody
 from telemetry.identity.keyring import Keyring, PublicKeys, Secret
 from telemetry.identity.pseudonym import (
     EPOCH_RULES,
@@ -65,6 +66,7 @@ from telemetry.identity.vault import (
 from telemetry.identity.vault import upkeep as _upkeep
 
 __all__ = [
+    "Custody",
     "DeadLetterOpener",
     "DeadLetterSealer",
     "Domain",
@@ -81,6 +83,7 @@ __all__ = [
     "check",
     "epoch_label",
     "epoch_ms",
+    "initialise",
     "initialise_development",
     "load_dead_letter_opener",
     "load_dead_letter_sealer",
@@ -282,6 +285,7 @@ class Identity:
         state: Path,
         *,
         environment: str,
+        custody: Custody | None = None,
         vault_url: str | None = None,
         journal_url: str | None = None,
         cache_rows: int = CACHE_ROWS,
@@ -292,7 +296,8 @@ class Identity:
         Args:
             state: Holds ``keys/keyset.json``; ``vault.sqlite3`` unless `vault_url` is given; and
                 ``tombstones.sqlite3`` unless `journal_url` is.
-            environment: ``production`` refuses development keysets.
+            environment: All but ``development`` refuse development keysets.
+            custody: What the keyset is wrapped with; by default ``STATE/custody/kek``.
             vault_url: SQLAlchemy URL of another vault.
             journal_url: SQLAlchemy URL of another tombstone journal.
             cache_rows: As for `Vault`.
@@ -304,7 +309,9 @@ class Identity:
             VaultError: The vault cannot be reached.
         """
         self_test()
-        keyring = Keyring.load(state / _KEYS / _keys.KEYSET, environment=environment)
+        keyring = Keyring.load(
+            state / _KEYS / _keys.KEYSET, environment=environment, custody=custody
+        )
         vault = open_vault(
             state, keyring, vault_url=vault_url, journal_url=journal_url, cache_rows=cache_rows
         )
@@ -645,20 +652,23 @@ def load_dead_letter_sealer(public: Path) -> DeadLetterSealer:
     return DeadLetterSealer(PublicKeys.load(public).dead)
 
 
-def load_dead_letter_opener(keyset: Path, *, environment: str) -> DeadLetterOpener:
+def load_dead_letter_opener(
+    keyset: Path, *, environment: str, custody: Custody | None = None
+) -> DeadLetterOpener:
     """Give the place where dead letters are looked at what opens them.
 
     Args:
         keyset: A ``dead-letter/keyset.json``.
-        environment: ``production`` refuses development keysets.
+        environment: All but ``development`` refuse development keysets.
+        custody: What it is wrapped with; by default ``STATE/custody/kek``.
 
     Raises:
         KeyringError: No usable keyset.
     """
-    return DeadLetterOpener(Keyring.load(keyset, environment=environment))
+    return DeadLetterOpener(Keyring.load(keyset, environment=environment, custody=custody))
 
 
-def load_spool_key(state: Path, *, environment: str) -> Secret:
+def load_spool_key(state: Path, *, environment: str, custody: Custody | None = None) -> Secret:
     """Give the embedded log the key of its payloads: 32 bytes in a holder that nothing prints.
 
     The one key that leaves this package: it opens a local file, never an identity.
@@ -666,7 +676,27 @@ def load_spool_key(state: Path, *, environment: str) -> Secret:
     Raises:
         KeyringError: No usable ``keys/spool.json``.
     """
-    return Keyring.load(state / _KEYS / _keys.SPOOL, environment=environment).secret("spool")
+    path = state / _KEYS / _keys.SPOOL
+    return Keyring.load(path, environment=environment, custody=custody).secret("spool")
+
+
+def initialise(state: Path, *, environment: str, custody: Custody) -> bool:
+    """Make what is absent of ``STATE/keys``, wrapped by custody. Changes nothing that is there.
+
+    With the default custody its key file is made as well, unless a keyset is there already.
+
+    Returns:
+        Whether that file is new: then somebody has to back it up.
+
+    Raises:
+        KeyringError: As `initialise_development`; or custody cannot be used.
+    """
+    made = False
+    if custody.made_here and not (state / _KEYS / _keys.KEYSET).exists():
+        _initialisable(state)
+        made = custody.make()
+    _initialise(state, environment, custody)
+    return made
 
 
 def initialise_development(state: Path) -> None:
@@ -676,6 +706,16 @@ def initialise_development(state: Path) -> None:
         KeyringError: The folder cannot be written, what is there is wrong, or there is a vault
             whose keyset is gone: with a new one every subject in it would become another.
     """
+    _initialise(state, "development", None)
+
+
+def _initialise(state: Path, environment: str, custody: Custody | None) -> None:
+    _initialisable(state)
+    keyset = state / _KEYS / _keys.KEYSET
+    Keyring.ensure(keyset, environment=environment, custody=custody)
+
+
+def _initialisable(state: Path) -> None:
     folder = state / _KEYS
     keyset = folder / _keys.KEYSET
     try:
@@ -690,4 +730,3 @@ def initialise_development(state: Path) -> None:
             path=keyset,
             remedy="Restore it; or remove the vault, which gives every subject new tokens.",
         )
-    Keyring.ensure_development(keyset)

@@ -77,23 +77,26 @@ def rotate(vault: Vault, *, now: datetime, after: timedelta = ROTATE_AFTER) -> K
         after: Age at which a key is replaced; zero replaces it now.
 
     Returns:
-        The new key, or None if the present one stays.
+        The new key; None if the present one stays, or stays until all running processes have loaded
+        its successor: call again.
 
     Raises:
         KeyringError: The keyset cannot be written.
     """
     ring = vault.keyring
-    ring.refresh()
-    primary = ring.primary("wrap")
-    if now - primary.created < after:
-        return None
-    # One that was made and not promoted: a rotation was cut short there.
-    waiting = [
-        k for k in _wrap_keys(vault) if k.state == "PRE_ACTIVE" and k.version > primary.version
-    ]
-    fresh = waiting[-1] if waiting else ring.create("wrap")
-    ring.promote(fresh.kid)
-    return ring.primary("wrap")
+    with ring.alone():
+        primary = ring.primary("wrap")
+        if now - (primary.not_before or primary.created) < after:
+            return None
+        # One that was made and not promoted: a rotation was cut short there, or it waits for a
+        # process that has not loaded it.
+        waiting = [
+            key
+            for key in _wrap_keys(vault)
+            if key.state == "PRE_ACTIVE" and key.version > primary.version
+        ]
+        fresh = waiting[-1] if waiting else ring.create("wrap")
+        return None if ring.lacking(fresh.kid) else ring.promote(fresh.kid)
 
 
 def rewrap(vault: Vault, *, keep: int = 1, rows: int = _ROWS) -> Iterator[float]:

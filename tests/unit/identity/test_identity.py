@@ -280,7 +280,7 @@ def test_a_vault_or_keyset_that_cannot_be_used_holds_the_batch(
     identity: Identity, sealer: Sealer, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     event = sealed(sealer, ACCOUNT)
-    with identity._vault._engine.begin() as connection:
+    with identity._vault.engine.begin() as connection:
         connection.exec_driver_sql("DROP TABLE subjects")
     with pytest.raises(VaultError):
         identity.resolve([event])
@@ -294,7 +294,7 @@ def test_a_secret_that_cannot_be_read_parks_its_events_only(
     identity: Identity, sealer: Sealer
 ) -> None:
     identity.resolve([sealed(sealer, ACCOUNT), sealed(sealer, OTHER)])
-    with identity._vault._engine.begin() as connection:
+    with identity._vault.engine.begin() as connection:
         connection.exec_driver_sql(
             "UPDATE subjects SET wrapped=zeroblob(60) WHERE locator=?",
             (identity._locator(ACCOUNT),),
