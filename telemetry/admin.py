@@ -6,9 +6,11 @@ The port tells nothing but states and counts. Orders (pause, resume) go only thr
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
+from collections.abc import Coroutine
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -35,6 +37,7 @@ class Admin:
         self._runner = runner
         self._sites: list[web.AppRunner] = []
         self._socket: Path | None = None
+        self._tasks: set[asyncio.Task[object]] = set()
 
     async def start(self, host: str, port: int, path: Path) -> tuple[str, int]:
         """Listen on the port and the socket; give the address really taken."""
@@ -48,7 +51,13 @@ class Admin:
         )
         private = web.Application()
         private.add_routes(
-            [web.get("/books", self._books), web.post("/{order:pause|resume}/{name}", self._order)]
+            [
+                web.get("/books", self._books),
+                web.post("/{order:pause|resume}/{name}", self._order),
+                web.get("/vault", self._vault),
+                web.get("/vault/work", self._vault_work),
+                web.post("/vault/{work:rewrap|backup}", self._vault_begin),
+            ]
         )
         for app in (public, private):
             runner = web.AppRunner(app, access_log=None)
@@ -70,7 +79,8 @@ class Admin:
         return address
 
     async def stop(self) -> None:
-        """Stop listening."""
+        """Stop listening; what was begun ends at its next piece."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         for runner in self._sites:
             await runner.cleanup()
         if self._socket is not None:
@@ -118,6 +128,28 @@ class Admin:
             return web.json_response({"detail": "no such recipient"}, status=404)
         self._runner.order(chosen, paused=order == "pause")
         return web.json_response({order + "d": chosen})
+
+    async def _vault(self, _request: web.Request) -> web.Response:
+        return web.json_response(await self._runner.upkeep.stats())
+
+    async def _vault_work(self, _request: web.Request) -> web.Response:
+        asked = self._runner.upkeep.asked
+        return web.json_response({} if asked is None else asked.as_json())
+
+    async def _vault_begin(self, request: web.Request) -> web.Response:
+        """Begin work on the vault; `_vault_work` tells how it goes."""
+        upkeep, asked = self._runner.upkeep, request.query
+        if request.match_info["work"] == "backup":
+            self._begin(upkeep.backup(Path(asked.get("path", ""))))
+        else:
+            keep = 0 if asked.get("keep") == "0" else 1
+            self._begin(upkeep.rewrap(now=asked.get("now") == "1", keep=keep))
+        return web.json_response({"begun": request.match_info["work"]})
+
+    def _begin(self, work: Coroutine[Any, Any, object]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
 def _by_kind(unknown: Any) -> dict[str, float]:

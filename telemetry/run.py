@@ -39,7 +39,7 @@ from telemetry.admin import Admin
 from telemetry.books import Books
 from telemetry.brokers import DEAD, SEALED, Broker, Entry
 from telemetry.brokers.spool import Spool
-from telemetry.config import Bind, RecipientSettings, Settings
+from telemetry.config import Bind, RecipientSettings, Settings, check_vault
 from telemetry.dead_letter import burying
 from telemetry.edge import Edge
 from telemetry.errors import BrokerError, ConfigError, PolicyError
@@ -57,6 +57,7 @@ from telemetry.pipeline import Pseudonymizer, Terms
 from telemetry.policy import PolicyRegister, load_policy, policy_dir
 from telemetry.rules import Schemas
 from telemetry.sinks import Sink
+from telemetry.upkeep import Upkeep
 
 __all__ = ["Runner", "Storage", "check_host", "open_broker"]
 
@@ -212,6 +213,7 @@ class Runner:
         reduce_user_agent("")  # loads its table now, not while the first client waits
         schemas = Schemas(policy, detectors)
         self.policy = policy
+        check_vault(settings)
         self._paused = _Paused(state / "paused.json")
         if not settings.production:
             initialise_development(state)
@@ -223,8 +225,16 @@ class Runner:
         register.enter(policy.digest, "live", datetime.now(UTC))
         sealer = Identity.sealer(state)
         dead_sealer = load_dead_letter_sealer(state / "keys" / "public.json")
-        identity = Identity.open(state, environment=settings.environment)
+        identity = Identity.open(
+            state,
+            environment=settings.environment,
+            vault_url=settings.vault.url or None,
+            journal_url=settings.vault.journal or None,
+            cache_rows=settings.vault.cache,
+            alone=True,
+        )
         self._open.callback(identity.close)
+        self.upkeep = Upkeep(identity)
         self.sinks = {
             name: await self._sink(name)
             for name in policy.recipients
@@ -350,6 +360,7 @@ class Runner:
         """Work until `stop` is set; then stop taking, drain what is in flight, and close."""
         loops: Mapping[str, Callable[[asyncio.Event], Awaitable[None]]] = {
             "pseudonymizer": self.pseudonymizer.run,
+            "upkeep": self.upkeep.run,
             **{name: forwarder.run for name, forwarder in self.forwarders.items()},
         }
         self._loops = [

@@ -64,6 +64,7 @@ from telemetry.identity.vault import (
     Vault,
 )
 from telemetry.identity.vault import upkeep as _upkeep
+from telemetry.identity.vault.upkeep import ROTATE_AFTER, Stats
 
 __all__ = [
     "Custody",
@@ -78,6 +79,7 @@ __all__ = [
     "Resolved",
     "Sealed",
     "Sealer",
+    "Stats",
     "SuppressionState",
     "canonicalize",
     "check",
@@ -290,6 +292,7 @@ class Identity:
         journal_url: str | None = None,
         cache_rows: int = CACHE_ROWS,
         alone: bool = False,
+        repair: Literal["", "restore", "journal"] = "",
     ) -> Identity:
         """Open keyset and vault under a state folder.
 
@@ -302,6 +305,7 @@ class Identity:
             journal_url: SQLAlchemy URL of another tombstone journal.
             cache_rows: As for `Vault`.
             alone: Refuse a SQLite vault that another process serves, and keep others from it.
+            repair: As for `Vault`.
 
         Raises:
             KeyringError: No usable keyset, a vault of another keyset, or HPKE does not work.
@@ -313,7 +317,12 @@ class Identity:
             state / _KEYS / _keys.KEYSET, environment=environment, custody=custody
         )
         vault = open_vault(
-            state, keyring, vault_url=vault_url, journal_url=journal_url, cache_rows=cache_rows
+            state,
+            keyring,
+            vault_url=vault_url,
+            journal_url=journal_url,
+            cache_rows=cache_rows,
+            repair=repair,
         )
         if alone:
             try:
@@ -583,11 +592,15 @@ class Identity:
 
     # --- Upkeep ---------------------------------------------------------------------------------
 
-    def upkeep(self) -> Iterator[float]:
+    def upkeep(self, *, rotate_after: timedelta = ROTATE_AFTER, keep: int = 1) -> Iterator[float]:
         """Do what is due: rotate the wrap key each week, move rows, destroy keys, forget.
 
         Does one bounded piece at each step; between two the vault answers others. May be left at
         any step: the next call goes on.
+
+        Args:
+            rotate_after: Age at which the wrap key is replaced; zero replaces it now.
+            keep: How many former wrap keys stay, for backups: 1, or 0 after a compromise.
 
         Yields:
             How much of the table is done, from 0 to 1.
@@ -596,9 +609,25 @@ class Identity:
             VaultError: It cannot be written; call again later.
             KeyringError: The keyset cannot be written; call again later.
         """
-        _upkeep.rotate(self._vault, now=self._now())
-        yield from _upkeep.rewrap(self._vault)
+        _upkeep.rotate(self._vault, now=self._now(), after=rotate_after)
+        yield from _upkeep.rewrap(self._vault, keep=keep)
         _upkeep.forget(self._vault)
+
+    def stats(self) -> Stats:
+        """Count what is in the vault. Reads the whole table once.
+
+        Raises:
+            VaultError: It cannot be asked.
+        """
+        return _upkeep.stats(self._vault)
+
+    def backup(self, path: Path) -> Iterator[float]:
+        """Copy the vault into a new file; arguments, steps and errors as `vault.upkeep.backup`."""
+        return _upkeep.backup(self._vault, path)
+
+    def restore(self, path: Path) -> Iterator[float]:
+        """Bring back what a backup has; arguments, steps and errors as `vault.upkeep.restore`."""
+        return _upkeep.restore(self._vault, path)
 
     def close(self) -> None:
         """Let go of the vault and forget what was remembered."""

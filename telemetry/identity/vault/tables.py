@@ -54,6 +54,12 @@ SUBJECTS: Final = sql.Table(
     sql.Column("pins", sql.Integer, nullable=False, server_default="0"),
     sqlite_with_rowid=False,
 )
+_TOMBSTONES: Final = sql.Index(
+    "tombstones_by_day",
+    SUBJECTS.c.erased_on,
+    sqlite_where=SUBJECTS.c.erased_on.is_not(None),
+    postgresql_where=SUBJECTS.c.erased_on.is_not(None),
+)
 SUPPRESSIONS: Final = sql.Table(
     "suppressions",
     _METADATA,
@@ -223,6 +229,8 @@ def migrate(connection: sql.Connection, today: date) -> int:
         # When a state of version 1 began nobody knows. Counted from today it stays long enough.
         connection.execute(SUPPRESSIONS.update().values(since=today.isoformat()))
     _METADATA.create_all(connection)
+    if found == 1:
+        _TOMBSTONES.create(connection)
     if found < SCHEMA:
         set_about(connection, {"schema": str(SCHEMA)})
     return found

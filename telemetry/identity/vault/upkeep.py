@@ -127,8 +127,7 @@ def rewrap(vault: Vault, *, keep: int = 1, rows: int = _ROWS) -> Iterator[float]
         with vault.transaction(writes=True) as connection:
             set_about(connection, {"rewrapped": str(version)})
         vault.drain()
-    for key in _spent(vault, keep):
-        vault.keyring.destroy(key.kid)
+    yield from _destroy_spent(vault, keep)
     yield 1.0
 
 
@@ -161,19 +160,30 @@ def _rewrap_rows(vault: Vault, version: int, after: bytes, rows: int) -> tuple[b
     return (found[-1].locator if found else after), len(found)
 
 
-def _spent(vault: Vault, keep: int) -> list[Key]:
-    """Name the wrap keys that are old enough to die and wrap nothing."""
+def _destroy_spent(vault: Vault, keep: int) -> Iterator[float]:
+    """Destroy the wrap keys that are old enough and wrap nothing."""
     with vault.transaction() as connection:
         said = about(connection, "floor", "rewrapped")
-        floor, rewrapped = int(said.get("floor", "0")), int(said.get("rewrapped", "0"))
-        living = [k for k in _wrap_keys(vault) if k.state != "DESTROYED" and k.version <= rewrapped]
-        old = [key for key in living[: max(0, len(living) - 1 - keep)] if key.version < floor]
-        # Counted, not assumed: a key is gone for good.
-        needed = sql.select(sql.func.count()).where(
-            SUBJECTS.c.wrapped.is_not(None),
-            SUBJECTS.c.wrap_version.in_([key.version for key in old]),
+    floor, rewrapped = int(said.get("floor", "0")), int(said.get("rewrapped", "0"))
+    living = [k for k in _wrap_keys(vault) if k.state != "DESTROYED" and k.version <= rewrapped]
+    old = [key for key in living[: max(0, len(living) - 1 - keep)] if key.version < floor]
+    if not old:
+        return
+    # Looked at, not assumed: a key is gone for good. Below the floor no row appears meanwhile.
+    versions, after, seen = {key.version for key in old}, b"", _COPY_ROWS
+    columns = (SUBJECTS.c.locator, SUBJECTS.c.wrap_version)
+    while seen == _COPY_ROWS:
+        page = sql.select(*columns).where(
+            SUBJECTS.c.locator > after, SUBJECTS.c.wrapped.is_not(None)
         )
-        return old if old and not connection.scalar(needed) else []
+        with vault.transaction() as connection:
+            rows = connection.execute(page.order_by(SUBJECTS.c.locator).limit(_COPY_ROWS)).all()
+        if any(row.wrap_version in versions for row in rows):
+            return
+        after, seen = rows[-1].locator if rows else after, len(rows)
+        yield int.from_bytes(after[:8], "big") / _SPACE
+    for key in old:
+        vault.keyring.destroy(key.kid)
 
 
 def _wrap_keys(vault: Vault) -> list[Key]:
@@ -254,16 +264,25 @@ def stats(vault: Vault) -> Stats:
     for key in vault.keyring.entries():
         if (key.use, key.epoch) == ("token", "rel"):
             first.setdefault(key.domain, key.kid)
+    # On a connection of its own, so that who serves does not wait for it.
+    source = _another(vault)
+    try:
+        with transaction(source) as connection:
+            return _counted(vault, connection, first)
+    finally:
+        source.dispose()
+
+
+def _counted(vault: Vault, connection: sql.Connection, first: dict[str, str]) -> Stats:
     columns = (SUBJECTS.c.wrap_version, SUBJECTS.c.pins, SUBJECTS.c.wrapped.is_(None))
-    with vault.transaction() as connection:
-        groups = connection.execute(sql.select(*columns, sql.func.count()).group_by(*columns)).all()
-        sets = {0: dict(first)}
-        for row in connection.execute(sql.select(PIN_SETS)):
-            sets[row.number] = first | dict(vault.pins(connection, row.number))
-        states = sql.select(SUPPRESSIONS.c.state, sql.func.count().label("number"))
-        counted = connection.execute(states.group_by(SUPPRESSIONS.c.state)).all()
-        said = about(connection, "schema", "position", "rewrapped")
-        size = _size(connection)
+    groups = connection.execute(sql.select(*columns, sql.func.count()).group_by(*columns)).all()
+    sets = {0: dict(first)}
+    for row in connection.execute(sql.select(PIN_SETS)):
+        sets[row.number] = first | dict(vault.pins(connection, row.number))
+    states = sql.select(SUPPRESSIONS.c.state, sql.func.count().label("number"))
+    counted = connection.execute(states.group_by(SUPPRESSIONS.c.state)).all()
+    said = about(connection, "schema", "position", "rewrapped")
+    size = _size(connection)
     wrapped: dict[int, int] = {}
     pinned: dict[str, dict[str, int]] = {}
     erased = 0
@@ -287,6 +306,11 @@ def stats(vault: Vault) -> Stats:
         journal=int(said.get("position", "0")),
         rewrapped=int(said.get("rewrapped", "0")),
     )
+
+
+def _another(vault: Vault) -> sql.Engine:
+    """Give a connection of one's own to the same database, to read for long."""
+    return open_engine(vault.engine.url.render_as_string(hide_password=False))
 
 
 def _size(connection: sql.Connection) -> int:
@@ -324,7 +348,7 @@ def backup(vault: Vault, path: Path) -> Iterator[float]:
     if path.exists():
         raise ConfigError("exists already.", path=path, remedy="Name a new file.")
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    source = open_engine(vault.engine.url.render_as_string(hide_password=False))
+    source = _another(vault)
     try:
         copy = open_engine(f"sqlite:///{beside.absolute()}", write_ahead=False)
     except VaultError:
