@@ -86,7 +86,7 @@ def rotate(vault: Vault, *, now: datetime, after: timedelta = ROTATE_AFTER) -> K
     ring = vault.keyring
     with ring.alone():
         primary = ring.primary("wrap")
-        if now - (primary.not_before or primary.created) < after:
+        if after and now - (primary.not_before or primary.created) < after:
             return None
         # One that was made and not promoted: a rotation was cut short there, or it waits for a
         # process that has not loaded it.
