@@ -350,7 +350,8 @@ def backup(vault: Vault, path: Path) -> Iterator[float]:
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     source = _another(vault)
     try:
-        copy = open_engine(f"sqlite:///{beside.absolute()}", write_ahead=False)
+        # A copy that was cut short has no name; it is durable before it gets one.
+        copy = open_engine(f"sqlite:///{beside.absolute()}", write_ahead=False, durable=False)
     except VaultError:
         source.dispose()
         raise ConfigError("cannot be written.", path=path, remedy="Name another.") from None
@@ -365,6 +366,8 @@ def backup(vault: Vault, path: Path) -> Iterator[float]:
         with transaction(copy, writes=True) as target:
             set_about(target, {"taken": vault.today().isoformat()})
         copy.dispose()
+        with beside.open("rb+") as file:
+            os.fsync(file.fileno())
         os.replace(beside, path)  # noqa: PTH105 - as everywhere where order matters
         yield 1.0
     except sql.exc.SQLAlchemyError:
