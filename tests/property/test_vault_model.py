@@ -221,6 +221,17 @@ class VaultMachine(RuleBasedStateMachine):
                 break
         self.open = [self.identity(), self.identity()]
 
+    @rule(who=writers, numbers=people, fuse=fuses)
+    def lose_everything_after_an_erasure(
+        self, who: int, numbers: list[int], fuse: int | None
+    ) -> None:
+        """What a state machine seldom finds by itself: the backup is older than the erasure."""
+        self.look(who, numbers, None)
+        self.back_up(who, None)
+        self.erase(who, numbers[0], None)
+        self.bring_back(lost=True, fuse=fuse)
+        self.look(who, numbers, None)
+
     def wrapped(self, path: Path) -> set[int]:
         with sql.create_engine(f"sqlite:///{path}").connect() as connection:
             query = "SELECT DISTINCT wrap_version FROM subjects WHERE wrapped IS NOT NULL"
