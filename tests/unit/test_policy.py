@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from scrubbers.detectors import Detectors
+from scrubbers.engine import scrub
 from telemetry.errors import ConfigError, PolicyError, SchemaError
 from telemetry.policy import Policy, PolicyRegister, load_policy, schemas_dir
+from telemetry.rules import Schemas
 from telemetry.schema import load_records
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
@@ -46,6 +49,7 @@ REFUSED = [
     ("treatments.toml", '"default"', '"nearly"', "Use one of: default, drop"),
     ("treatments.toml", "[truncate_ip]", "[truncate_ip", "Correct the syntax"),
     ("pseudonyms.toml", '"integer"', '"number"', "Correct it"),
+    ("pseudonyms.toml", '"keep"', '"hash"', "Correct it"),
 ]
 
 
@@ -183,3 +187,21 @@ def test_a_register_accepts_live_and_superseded_policies_and_never_a_revoked_one
 
 def test_a_policy_says_nothing_when_it_is_shown() -> None:
     assert "Düsseldorf" not in repr(Policy(schemas_dir() / "policy"))
+
+
+def test_a_policy_may_drop_trace_ids_but_not_of_what_is_nothing_without(
+    edited: Callable[[str, str, str], Path],
+) -> None:
+    folder = edited("policy/pseudonyms.toml", '"keep"', '"drop"') / "policy"
+    policy = load_policy(folder)
+    for mode, kept in ((load_policy(), True), (policy, False)):
+        schemas = Schemas(mode, Detectors.compile(mode.detector_table))
+        event = b'{"contexts": {"trace": {"trace_id": "%s"}}}' % (b"ab" * 16)
+        outcome = scrub(event, schemas.rules_for("error_event", event))
+        assert (b"ab" * 16 in outcome.event) is kept
+        assert (("contexts", "trace") in {r.path for r in outcome.remarks}) is not kept
+    kinds = (folder / "purposes.toml").read_text("utf-8").replace('"check_in"', '"log"')
+    (folder / "purposes.toml").write_text(kinds, "utf-8")
+    with pytest.raises(PolicyError, match="without which 'log' is nothing") as caught:
+        load_policy(folder)
+    assert caught.value.path == folder / "pseudonyms.toml"
