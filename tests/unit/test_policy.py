@@ -49,7 +49,7 @@ REFUSED = [
     ("treatments.toml", '"default"', '"nearly"', "Use one of: default, drop"),
     ("treatments.toml", "[truncate_ip]", "[truncate_ip", "Correct the syntax"),
     ("pseudonyms.toml", '"integer"', '"number"', "Correct it"),
-    ("pseudonyms.toml", '"keep"', '"hash"', "Correct it"),
+    ("pseudonyms.toml", 'mode = "keep"', 'mode = "hash"', "Correct it"),
 ]
 
 
@@ -192,7 +192,7 @@ def test_a_policy_says_nothing_when_it_is_shown() -> None:
 def test_a_policy_may_drop_trace_ids_but_not_of_what_is_nothing_without(
     edited: Callable[[str, str, str], Path],
 ) -> None:
-    folder = edited("policy/pseudonyms.toml", '"keep"', '"drop"') / "policy"
+    folder = edited("policy/pseudonyms.toml", 'mode = "keep"', 'mode = "drop"') / "policy"
     policy = load_policy(folder)
     for mode, kept in ((load_policy(), True), (policy, False)):
         schemas = Schemas(mode, Detectors.compile(mode.detector_table))
