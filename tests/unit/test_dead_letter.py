@@ -67,7 +67,7 @@ def test_the_names_of_a_map_are_hidden_once_one_of_them_is_personal() -> None:
     today = Remark(("tags", "<key>"), "iban", "remove")
     assert _with_names_hidden([shown, other]) == [shown, other]
     assert _with_names_hidden([shown, other, today]) == [
-        shown._replace(path=("tags", "<key>")),
+        Remark(("tags", "<key>"), "email", "replace", 0, 7),
         other,
         today,
     ]
