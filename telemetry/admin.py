@@ -97,7 +97,16 @@ class Admin:
 
     async def _metrics(self, _request: web.Request) -> web.Response:
         runner = self._runner
+        keys, overdue = runner.identity.keys()
         gauges: dict[str, tuple[str, dict[str, float]]] = {
+            "keys": (
+                "Keys by use and state.",
+                {f"{use} {state}": float(n) for (use, state), n in keys.items()},
+            ),
+            "keys_overdue": (
+                "Keys that should be destroyed by now; anything but 0 for an hour is a fault.",
+                {"": float(overdue)},
+            ),
             "invalid_identifiers": (
                 "Identifiers that did not fit their profile, by sort.",
                 dict(runner.intake.invalid_identifiers),

@@ -87,6 +87,23 @@ class VaultSection(_Section, frozen=True):
         return self.url.startswith("postgresql")
 
 
+class CustodySection(_Section, frozen=True):
+    """Who holds the key that all others are wrapped with.
+
+    Attributes:
+        kek: ``file:PATH``, ``env:NAME``, ``credential:NAME`` or ``command:PROGRAM ARGUMENT…``;
+            empty: ``file:STATE/custody/kek``, made at the first start. In development without it
+            keys lie in the clear.
+        backup: Folder of the second copy of the wrapped keys; empty: ``STATE/backup``.
+    """
+
+    kek: str = ""
+    backup: str = ""
+
+    def __repr__(self) -> str:
+        return "CustodySection(…)"
+
+
 class Project(_Section, frozen=True):
     """One application that may send.
 
@@ -121,7 +138,7 @@ class Settings(_Section, frozen=True):
 
     Attributes:
         environment: Only ``development`` has open keys, stand-ins, any recipient's host, and plain
-            HTTP from outside. ``production`` refuses development keys besides.
+            HTTP from outside, and keys in the clear.
         state: Folder for log, keys and vault.
         bind: Where clients connect. admin_bind: Health and metrics.
     """
@@ -135,6 +152,7 @@ class Settings(_Section, frozen=True):
     gateway: GatewaySection = GatewaySection()
     broker: BrokerSection = BrokerSection()
     vault: VaultSection = VaultSection()
+    custody: CustodySection = CustodySection()
     project: dict[str, Project] = {}
     recipient: dict[str, RecipientSettings] = {}
 
@@ -147,6 +165,11 @@ class Settings(_Section, frozen=True):
     def trial(self) -> bool:
         """Whether this is somebody's own machine: open keys, stand-ins and any host are fine."""
         return self.environment == "development"
+
+    @property
+    def wraps_keys(self) -> bool:
+        """Whether keys are wrapped; in development only if somebody asks for it."""
+        return not self.trial or bool(self.custody.kek)
 
     @property
     def state_dir(self) -> Path:
@@ -183,6 +206,8 @@ _ENVIRONMENT: Mapping[str, tuple[str, ...]] = {
     "TELEMETRY_KAFKA_BOOTSTRAP": ("broker", "bootstrap"),
     "TELEMETRY_VAULT_URL": ("vault", "url"),
     "TELEMETRY_VAULT_JOURNAL": ("vault", "journal"),
+    "TELEMETRY_CUSTODY_KEK": ("custody", "kek"),
+    "TELEMETRY_CUSTODY_BACKUP": ("custody", "backup"),
     "TELEMETRY_SENTRY_DSN": ("recipient", "sentry", "dsn"),
     "TELEMETRY_HEAP_URL": ("recipient", "heap", "url"),
     "TELEMETRY_HEAP_APP_ID": ("recipient", "heap", "app_id"),

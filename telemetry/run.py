@@ -23,7 +23,7 @@ from collections.abc import (
     Sequence,
 )
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -42,11 +42,13 @@ from telemetry.brokers.spool import Spool
 from telemetry.config import Bind, RecipientSettings, Settings, check_vault
 from telemetry.dead_letter import burying
 from telemetry.edge import Edge
-from telemetry.errors import BrokerError, ConfigError, PolicyError
+from telemetry.errors import BrokerError, ConfigError, KeyringError, PolicyError
 from telemetry.forward import Forwarder, Rate
 from telemetry.gateway import Gateway, Limits, Projects
 from telemetry.identity import (
+    Custody,
     Identity,
+    initialise,
     initialise_development,
     load_dead_letter_sealer,
     load_spool_key,
@@ -54,16 +56,18 @@ from telemetry.identity import (
 from telemetry.intake import Intake, Taken
 from telemetry.parcel import Parcel
 from telemetry.pipeline import Pseudonymizer, Terms
-from telemetry.policy import PolicyRegister, load_policy, policy_dir
+from telemetry.policy import Policy, PolicyRegister, load_policy, policy_dir
+from telemetry.retention import Period
 from telemetry.rules import Schemas
 from telemetry.sinks import Sink
 from telemetry.upkeep import Upkeep
 
-__all__ = ["Runner", "Storage", "check_host", "open_broker"]
+__all__ = ["Runner", "Storage", "check_host", "keeps", "open_broker", "open_custody"]
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.run")
 _T = TypeVar("_T")
 _DRAIN_S: Final = 8.0
+_TEND_S: Final = 15.0
 _GIVE_UP_S: Final = 72 * 3600.0
 """As long as a sealed event waits (DESIGN 5): what a recipient refuses for three days is parked."""
 """How long a stop waits for requests under way, on both sides at once: over within ten."""
@@ -166,12 +170,26 @@ def open_broker(settings: Settings) -> Broker:
             ),
         )
         return broker
-    key = load_spool_key(settings.state_dir, environment=settings.environment)
+    key = load_spool_key(
+        settings.state_dir, environment=settings.environment, custody=open_custody(settings)
+    )
     return Spool(
         settings.state_dir / "spool.sqlite3",
         key=key.expose(),
         quota_bytes=settings.broker.quota_mib * 1024 * 1024,
     )
+
+
+def open_custody(settings: Settings) -> Custody | None:
+    """Give the custody of keys that the settings name; None where keys lie in the clear.
+
+    Raises:
+        KeyringError: custody.kek is none.
+    """
+    if not settings.wraps_keys:
+        return None
+    named = settings.custody
+    return Custody(named.kek, state=settings.state_dir, backup=named.backup)
 
 
 class Runner:
@@ -215,9 +233,12 @@ class Runner:
         self.policy = policy
         check_vault(settings)
         self._paused = _Paused(state / "paused.json")
-        if not settings.production:
+        custody = open_custody(settings)
+        if custody is None:
             initialise_development(state)
             self._say("Keys: made for development and marked insecure; production refuses them.")
+        elif initialise(state, environment=settings.environment, custody=custody):
+            self._say(f"Keys: made. {custody.advice}")
         # First of all that is shared: whoever does not own the log changes nothing beside it.
         self.storage = Storage(open_broker(settings))
         self._open.callback(self.storage.close)
@@ -228,6 +249,7 @@ class Runner:
         identity = Identity.open(
             state,
             environment=settings.environment,
+            custody=custody,
             vault_url=settings.vault.url or None,
             journal_url=settings.vault.journal or None,
             cache_rows=settings.vault.cache,
@@ -235,6 +257,7 @@ class Runner:
         )
         self._open.callback(identity.close)
         self.upkeep = Upkeep(identity)
+        self.identity = identity
         self.sinks = {
             name: await self._sink(name)
             for name in policy.recipients
@@ -361,6 +384,7 @@ class Runner:
         loops: Mapping[str, Callable[[asyncio.Event], Awaitable[None]]] = {
             "pseudonymizer": self.pseudonymizer.run,
             "upkeep": self.upkeep.run,
+            "keys": self._tend,
             **{name: forwarder.run for name, forwarder in self.forwarders.items()},
         }
         self._loops = [
@@ -368,6 +392,25 @@ class Runner:
             for name, loop in loops.items()
         ]
         await stop.wait()
+
+    async def _tend(self, stop: asyncio.Event) -> None:
+        """Rotate, destroy and back up keys when it is their time."""
+        periods = keeps(self.policy)
+        while not stop.is_set():
+            try:
+                turns = await asyncio.get_running_loop().run_in_executor(
+                    None,
+                    lambda: self.identity.tend(
+                        keeps=periods, holding=bool(self.pseudonymizer.holding)
+                    ),
+                )
+                for turn in turns:
+                    _log.info(f"key_{turn.what}", use=turn.key.use, kid=turn.key.kid)
+            except KeyringError as error:
+                # Nothing stops for this: keys in use stay in use. But somebody has to look.
+                _log.error("keys_untended", reason=str(error))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), _TEND_S)
 
     async def _watched(self, name: str, loop: Callable[[asyncio.Event], Awaitable[None]]) -> None:
         """Keep a loop going: an error of ours costs a second, never the loop and never an event."""
@@ -404,6 +447,18 @@ class Runner:
             lambda: (self.storage.broker.books(), self.storage.broker.pending())
         )
         return Books(entries, pending, tuple(self.sinks))
+
+
+def keeps(policy: Policy) -> dict[str, Period]:
+    """Tell for each token domain how long an event of it may be processed and kept at all."""
+    keeps: dict[str, Period] = {}
+    for recipient in policy.recipients.values():
+        for purpose in recipient.purposes:
+            period = policy.retention[policy.purposes[purpose].retention]
+            known = keeps.setdefault(recipient.domain, period)
+            if period.may_exceed(known):
+                keeps[recipient.domain] = period
+    return keeps
 
 
 @contextmanager

@@ -41,7 +41,8 @@ def run(
     """Run gateway, pseudonymizer and forwarders in one process.
 
     Without any configuration it keeps its state in .telemetry/, makes development keys, and sends
-    to local stand-ins for Heap and Sentry, saying so.
+    to local stand-ins for Heap and Sentry, saying so. Anywhere but in development it makes, wraps,
+    rotates and backs up keys by itself, and says once what to keep in a safe place.
 
     Examples:
 
@@ -88,7 +89,7 @@ async def _serve(settings: Settings) -> None:
 
 @app.command()
 def check(*, config: Config = None, state: State = None, as_json: Json = False) -> None:
-    """Check configuration, policy and schemas without starting anything.
+    """Check configuration, keys, policy and schemas without starting anything.
 
     Examples:
 
@@ -105,7 +106,9 @@ def check(*, config: Config = None, state: State = None, as_json: Json = False) 
     detectors = policy.detectors
     detectors.check_speed(time.thread_time)
     schemas = Schemas(policy, detectors)
+    keys = _keys(settings)
     report = {
+        "keys": keys,
         "policy": policy.digest,
         "notice": policy.notice.version,
         "purposes": {name: purpose.kinds for name, purpose in policy.purposes.items()},
@@ -124,6 +127,22 @@ def check(*, config: Config = None, state: State = None, as_json: Json = False) 
     for name, purpose in policy.purposes.items():
         receives = ", ".join(policy.recipients_of(name)) or "nobody"
         console.print(f"  {name}: {', '.join(purpose.kinds) or 'nothing'} → {receives}")
+    console.print(f"Keys: {keys['state']}. {keys['advice']}".rstrip(), soft_wrap=True, markup=False)
+
+
+def _keys(settings: Settings) -> dict[str, Any]:
+    """Look whether the keys would let it start, and what somebody has to keep safe."""
+    from telemetry.identity import inspect  # noqa: PLC0415
+    from telemetry.run import open_custody  # noqa: PLC0415
+
+    custody = open_custody(settings)
+    ring = inspect(settings.state_dir, environment=settings.environment, custody=custody)
+    counted = 0 if ring is None else sum(k.state != "DESTROYED" for k in ring.entries())
+    return {
+        "state": f"sound, {counted}" if ring else "made at the first start",
+        "wrapped": custody is not None,
+        "advice": custody.advice if custody else "In the clear, for development only.",
+    }
 
 
 @app.command()

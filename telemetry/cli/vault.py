@@ -43,9 +43,12 @@ def _settings(config: Path | None, state: Path | None) -> Settings:
 
 def _open(settings: Settings, repair: Literal["", "restore", "journal"] = "") -> Identity:
     """Open the vault where no pipeline runs on it."""
+    from telemetry.run import open_custody  # noqa: PLC0415 - help must not wait for the pipeline
+
     return Identity.open(
         settings.state_dir,
         environment=settings.environment,
+        custody=open_custody(settings),
         vault_url=settings.vault.url or None,
         journal_url=settings.vault.journal or None,
         alone=True,

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -36,13 +37,15 @@ from telemetry.identity import pseudonym
 from telemetry.identity.capsule import (
     DeadLetterOpener,
     DeadLetterSealer,
+    HeldOpener,
+    HeldSealer,
     Identifier,
     Opener,
     Sealer,
     self_test,
 )
 from telemetry.identity.custody import Custody
-from telemetry.identity.keyring import Keyring, PublicKeys, Secret
+from telemetry.identity.keyring import Announced, Keyring, PublicKeys, Secret
 from telemetry.identity.pseudonym import (
     EPOCH_RULES,
     EpochRule,
@@ -53,6 +56,7 @@ from telemetry.identity.pseudonym import (
     epoch_label,
     membership,
 )
+from telemetry.identity.rotation import Turn, overdue, tend
 from telemetry.identity.vault import (
     CACHE_ROWS,
     CACHE_S,
@@ -65,6 +69,7 @@ from telemetry.identity.vault import (
 )
 from telemetry.identity.vault import upkeep as _upkeep
 from telemetry.identity.vault.upkeep import ROTATE_AFTER, Stats
+from telemetry.retention import Period
 
 __all__ = [
     "Custody",
@@ -72,6 +77,8 @@ __all__ = [
     "DeadLetterSealer",
     "Domain",
     "EpochRule",
+    "HeldOpener",
+    "HeldSealer",
     "Identifier",
     "Identity",
     "Kind",
@@ -81,14 +88,17 @@ __all__ = [
     "Sealer",
     "Stats",
     "SuppressionState",
+    "Turn",
     "canonicalize",
     "check",
     "epoch_label",
     "epoch_ms",
     "initialise",
     "initialise_development",
+    "inspect",
     "load_dead_letter_opener",
     "load_dead_letter_sealer",
+    "load_held_sealer",
     "load_sealer",
     "load_spool_key",
     "membership",
@@ -263,6 +273,47 @@ class Resolved:
         return self._identity._state_of(purpose, self._identifiers)  # noqa: SLF001
 
 
+class _Desk:
+    """Gives tokens of one domain and epoch, and remembers those it gave. Let go of in a minute."""
+
+    def __init__(self, domain: Domain, epoch: str, key: Secret) -> None:
+        self._domain, self._epoch, self._key = domain, epoch, key
+        self._tokenizers: dict[tuple[str, str], pseudonym.Tokenizer] = {}
+        self._given: dict[Identifier, tuple[Secret, str]] = {}
+
+    def __repr__(self) -> str:
+        return f"_Desk({self._domain.name} {self._epoch})"
+
+    def tokens(self, pairs: Sequence[tuple[Identifier, Secret]]) -> tuple[str, ...]:
+        tokens: list[str] = []
+        for identifier, secret in pairs:
+            given = self._given.get(identifier)
+            # The vault remembers secrets as objects; another one may be a rerolled subject's.
+            if given is not None and given[0] is secret:
+                tokens.append(given[1])
+            else:
+                tokens.append(self._make(identifier, secret))
+        return tuple(tokens)
+
+    def _make(self, identifier: Identifier, secret: Secret) -> str:
+        kind, namespace, canonical_id = identifier
+        tokenizer = self._tokenizers.get((kind, namespace))
+        if tokenizer is None:
+            tokenizer = self._tokenizers[kind, namespace] = pseudonym.Tokenizer(
+                self._key.expose(),
+                domain=self._domain.name,
+                epoch=self._epoch,
+                kind=kind,
+                namespace=namespace,
+                label=self._domain.label,
+            )
+        token = tokenizer(canonical_id, secret.expose())
+        if len(self._given) >= _CACHE_TOKENS:
+            self._given.clear()
+        self._given[identifier] = secret, token
+        return token
+
+
 class Identity:
     """Keyring, vault and opener of one pseudonymizer. Safe to share between threads."""
 
@@ -435,11 +486,10 @@ class Identity:
         """
         if domain.epoch == "rel":
             return "rel"
-        now = self._now()
-        if not -_OLDEST <= at - now <= _NEWEST:
+        if not self._oldest <= at <= self._newest:
             # A forged time must not make keys for epochs nobody lives in.
             raise IdentifierError("invalid_time")
-        return epoch_label(domain.epoch, min(max(at, now - LATE), now + SKEW))
+        return epoch_label(domain.epoch, min(max(at, self._late), self._ahead))
 
     def _tokens_of(
         self, domain: Domain, at: datetime, pairs: Sequence[tuple[Identifier, Held]]
@@ -451,28 +501,19 @@ class Identity:
     def _tokens_in(
         self, domain: Domain, epoch: str, pairs: Sequence[tuple[Identifier, Held]]
     ) -> tuple[str, ...]:
-        known = self._tokens
-        tokens: list[str] = []
-        for identifier, secret in pairs:
-            raw = secret.expose()
-            entry = (domain.name, domain.label, epoch, identifier, raw)
-            token = known.get(entry)
-            if token is None:
-                token = pseudonym.token(
-                    self._token_key(domain.name, epoch, secret.pins).expose(),
-                    domain=domain.name,
-                    epoch=epoch,
-                    kind=identifier.kind,
-                    namespace=identifier.namespace,
-                    canonical_id=identifier.canonical_id,
-                    secret=raw,
-                    label=domain.label,
-                )
-                if len(known) >= _CACHE_TOKENS:
-                    known.clear()
-                known[entry] = token
-            tokens.append(token)
-        return tuple(tokens)
+        pins = pairs[0][1].pins
+        if all(held.pins is pins for _, held in pairs):
+            return self._desk(domain, epoch, pins).tokens(pairs)
+        return tuple(self._desk(domain, epoch, p[1].pins).tokens((p,))[0] for p in pairs)
+
+    def _desk(self, domain: Domain, epoch: str, pins: Mapping[str, str]) -> _Desk:
+        kid = "" if epoch != "rel" else pins.get(domain.name) or self._first_key(domain.name) or ""
+        place = domain.name, domain.label, epoch, kid
+        desk = self._desks.get(place)
+        if desk is None:
+            key = self._token_key(domain.name, epoch, pins)
+            desk = self._desks[place] = _Desk(domain, epoch, key)
+        return desk
 
     def _token_key(self, domain: str, epoch: str, pins: Mapping[str, str]) -> Secret:
         """Give the key that a subject's tokens are made with: its own, also after a rotation."""
@@ -555,6 +596,25 @@ class Identity:
         self._vault.erase(self._locator(subject))
         self._forget()
 
+    # --- Keys -----------------------------------------------------------------------------------
+
+    def tend(
+        self, *, keeps: Mapping[str, Period] | None = None, holding: bool = False
+    ) -> list[Turn]:
+        """Rotate, destroy and back up what is due, and tell others what is loaded. Once a minute.
+
+        Arguments and errors as `telemetry.identity.rotation.tend`.
+        """
+        turns = tend(self._keyring, now=self._now(), keeps=keeps, holding=holding)
+        self._keyring.report()
+        return turns
+
+    def keys(self) -> tuple[Counter[tuple[str, str]], int]:
+        """Count the keys by use and state, and those that should be destroyed by now."""
+        entries = self._keyring.entries()
+        counted: Counter[tuple[str, str]] = Counter((key.use, key.state) for key in entries)
+        return counted, len(overdue(entries, self._now()))
+
     # --- What is remembered, for less than a minute ---------------------------------------------
 
     def _refresh(self) -> None:
@@ -563,8 +623,11 @@ class Identity:
             self._forget()
 
     def _forget(self) -> None:
-        self._tokens: dict[tuple[str, str, str, Identifier, bytes], str] = {}
+        self._desks: dict[tuple[str, str, str, str], _Desk] = {}
         self._first_keys: dict[str, str] = {}
+        now = self._now()
+        self._oldest, self._newest = now - _OLDEST, now + _NEWEST
+        self._late, self._ahead = now - LATE, now + SKEW
         self._locators: dict[Identifier, bytes] = {}
         self._tags: dict[tuple[str, Identifier], bytes] = {}
         self._generation = self._keyring.generation
@@ -632,6 +695,7 @@ class Identity:
     def close(self) -> None:
         """Let go of the vault and forget what was remembered."""
         self._forget()
+        self._keyring.depart()
         self._vault.close()
 
 
@@ -658,7 +722,7 @@ def open_vault(
 
 
 def load_sealer(public: Path) -> Sealer:
-    """Give a gateway what it seals identifiers with.
+    """Give a gateway what it seals identifiers with. It follows the file and its next keys.
 
     Args:
         public: A ``public.json``.
@@ -667,8 +731,9 @@ def load_sealer(public: Path) -> Sealer:
         KeyringError: It is missing or changed, or HPKE does not work.
     """
     self_test()
-    key = PublicKeys.load(public).seal
-    return Sealer(key.raw, key.kid)
+    announced = Announced(public)
+    key = announced()
+    return Sealer(key.raw, key.kid, source=announced)
 
 
 def load_dead_letter_sealer(public: Path) -> DeadLetterSealer:
@@ -679,6 +744,16 @@ def load_dead_letter_sealer(public: Path) -> DeadLetterSealer:
     """
     self_test()
     return DeadLetterSealer(PublicKeys.load(public).dead)
+
+
+def load_held_sealer(public: Path) -> HeldSealer:
+    """Give a pseudonymizer what it seals events of subjects on hold with.
+
+    Raises:
+        KeyringError: As `load_sealer`.
+    """
+    self_test()
+    return HeldSealer(PublicKeys.load(public).hold)
 
 
 def load_dead_letter_opener(
@@ -738,18 +813,37 @@ def initialise_development(state: Path) -> None:
     _initialise(state, "development", None)
 
 
+def inspect(state: Path, *, environment: str, custody: Custody | None = None) -> Keyring | None:
+    """Look at the keyset without changing anything; None if the first start will make it.
+
+    Raises:
+        KeyringError: The start would be refused, for this reason.
+    """
+    self_test()
+    _initialisable(state, make=False)
+    keyset = state / _KEYS / _keys.KEYSET
+    if keyset.exists():
+        ring = Keyring.load(keyset, environment=environment, custody=custody)
+        PublicKeys.load(keyset.with_name(_keys.PUBLIC))
+        return ring
+    if custody is not None and not custody.made_here:
+        custody.unwrap(custody.wrap(bytes(range(32))))
+    return None
+
+
 def _initialise(state: Path, environment: str, custody: Custody | None) -> None:
     _initialisable(state)
     keyset = state / _KEYS / _keys.KEYSET
     Keyring.ensure(keyset, environment=environment, custody=custody)
 
 
-def _initialisable(state: Path) -> None:
+def _initialisable(state: Path, *, make: bool = True) -> None:
     folder = state / _KEYS
     keyset = folder / _keys.KEYSET
     try:
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
+        if make:
+            state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
         lost = not keyset.exists() and (state / _VAULT).exists()
     except OSError:
         raise KeyringError("cannot be made.", path=folder) from None
@@ -757,5 +851,6 @@ def _initialisable(state: Path) -> None:
         raise KeyringError(
             "is gone, but its vault is there.",
             path=keyset,
-            remedy="Restore it; or remove the vault, which gives every subject new tokens.",
+            remedy="Restore it from its copy; or remove the vault, which gives every subject new "
+            "tokens.",
         )

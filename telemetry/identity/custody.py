@@ -23,6 +23,7 @@ import binascii
 import os
 import secrets
 import shlex
+import signal
 import subprocess
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
@@ -97,6 +98,20 @@ class Custody:
         """The file that has to be backed up apart from the rest; None if it is kept elsewhere."""
         return Path(self._rest) if self.kind == "file" else None
 
+    @property
+    def advice(self) -> str:
+        """What somebody who runs this has to keep, in plain words."""
+        if self.path is None:
+            return (
+                f"Back up {self.backup} and the vault. They are read again only with the key that "
+                f"custody.kek names ({self.kind}): see that it cannot get lost."
+            )
+        return (
+            f"Back up {self.path} once, apart from everything else (a password manager will do), "
+            f"and {self.backup} with the vault. Without {self.path} nothing here can be read "
+            "again; whoever has both can read all of it."
+        )
+
     def make(self) -> bool:
         """Make the file of a new key-encryption key, if custody is a file that is absent.
 
@@ -109,6 +124,7 @@ class Custody:
         path = self.path
         if path is None or path.exists():
             return False
+        guarded.sweep(path)
         raw = urlsafe_b64encode(secrets.token_bytes(_KEK_BYTES)).rstrip(b"=") + b"\n"
         guarded.replace(path, raw)
         return True
@@ -202,23 +218,27 @@ class Custody:
         try:
             # No shell: nothing but the words of the configuration is run. What it says on its
             # standard error could hold the key, so nobody sees it.
-            done = subprocess.run(  # noqa: S603 - the operator names the program
+            process = subprocess.Popen(  # noqa: S603 - the operator names the program
                 [*words, what],
-                input=given,
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                timeout=_LIMIT_S,
-                check=False,
+                start_new_session=True,
             )
-        except subprocess.TimeoutExpired:
-            raise self._failed(f"did not answer within {_LIMIT_S:.0f} s") from None
         except (OSError, ValueError):
             raise self._failed("cannot be run") from None
-        if done.returncode != 0:
-            raise self._failed(f"ended with status {done.returncode}")
-        if not 0 < len(done.stdout) <= _ANSWER_BYTES:
+        with process:
+            try:
+                answer, _ = process.communicate(given, timeout=_LIMIT_S)
+            except subprocess.TimeoutExpired:
+                # With all that it started: who still holds its output would keep us waiting.
+                os.killpg(process.pid, signal.SIGKILL)
+                raise self._failed(f"did not answer within {_LIMIT_S:.0f} s") from None
+        if process.returncode != 0:
+            raise self._failed(f"ended with status {process.returncode}")
+        if not 0 < len(answer) <= _ANSWER_BYTES:
             raise self._failed("gave no answer, or one above 64 KiB")
-        return done.stdout
+        return answer
 
     @staticmethod
     def _failed(how: str) -> KeyringError:

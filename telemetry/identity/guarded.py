@@ -42,8 +42,8 @@ def read(path: Path, *, private: bool = True, others: int = 0o077) -> tuple[byte
     try:
         # Not blocking: a pipe in its place must not stop the start for ever.
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with os.fdopen(handle, "rb") as file:
-            status = os.fstat(file.fileno())
+        try:
+            status = os.fstat(handle)
             if not stat.S_ISREG(status.st_mode):
                 raise KeyringError("is no file.", path=path)
             if private and status.st_mode & others:
@@ -54,7 +54,10 @@ def read(path: Path, *, private: bool = True, others: int = 0o077) -> tuple[byte
                 raise KeyringError(
                     "belongs to another user.", path=path, remedy="Run: chown on it."
                 )
-            raw = file.read(_FILE_BYTES + 1)
+            with open(handle, "rb", closefd=False) as file:
+                raw = file.read(_FILE_BYTES + 1)
+        finally:
+            os.close(handle)
     except OSError:
         raise KeyringError(
             "cannot be read.", path=path, remedy="Check that it exists and who owns it."

@@ -61,6 +61,7 @@ __all__ = [
     "KEYSET",
     "PUBLIC",
     "SPOOL",
+    "Announced",
     "Key",
     "Keyring",
     "PublicKey",
@@ -120,8 +121,9 @@ _KEY_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
 _DEVELOPMENT: Final = "development"
 _LOADED: Final = "loaded"
+_DAY_S: Final = 86_400.0
 _LIVING_S: Final = 600.0
-"""A process that has not reported for so long is gone; those alive report every minute."""
+"""A process that has not reported for so long is gone; those alive report four times a minute."""
 # The pipeline takes events that are up to a day ahead of its clock.
 _AHEAD: Final = timedelta(days=2)
 
@@ -227,7 +229,7 @@ class Key:
         secret: The key, or the private half of a pair; None if it is not here.
         public: The public half of a pair, else empty.
         created: When it was made.
-        not_before: Not used before; None if there is no bound.
+        not_before: Not used before; None if there is no bound. A token key that was used has one.
         not_after: Not used for anything new after; None if there is no bound.
         destroy_after: When it has to be destroyed; None if there is no date yet.
         copies: Where copies of it are (SDM M60.P14).
@@ -360,6 +362,34 @@ class PublicKeys:
             hold=first["hold"][0],
             audit=(*first["audit"], *former),
         )
+
+
+class Announced:
+    """``public.json``, followed: gives the sealing key of the hour, also of a file that changes.
+
+    A file that cannot be read for a while changes nothing: what it announced stays announced.
+
+    Args:
+        path: The file.
+        now: Aware wall clock.
+
+    Raises:
+        KeyringError: As `PublicKeys.load`, at the beginning only.
+    """
+
+    def __init__(
+        self, path: Path, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self._path, self._now = path, now
+        self._mark, self.keys = guarded.marked(path), PublicKeys.load(path)
+
+    def __call__(self) -> PublicKey:
+        """Give the key to seal with now."""
+        with contextlib.suppress(KeyringError):
+            mark = guarded.marked(self._path)
+            if mark != self._mark:
+                self.keys, self._mark = PublicKeys.load(self._path), mark
+        return self.keys.sealing(self._now())
 
 
 # --- The keyring ----------------------------------------------------------------------------------
@@ -499,7 +529,8 @@ class Keyring:
             absent = [use for use in uses if (use, "", "") not in self._primary]
             if absent:
                 self._write((*self._keys, *(_fresh(use, self._now()) for use in absent)))
-            guarded.sweep(self._path)
+            for file in (self._path, self._path.with_name(PUBLIC)):
+                guarded.sweep(file)
             self._settle()
 
     def publish(self) -> None:
@@ -706,20 +737,19 @@ class Keyring:
             return self._held(key)
         if not _fits(use, domain, epoch):
             raise KeyringError("A domain is purpose@recipient, an epoch rel or like 2026q4.")
-        key = self._without_primary((use, domain, epoch))
+        slot = (use, domain, epoch)
+        key = self._without_primary(slot)
         if key is not None:
             return self._held(key)
         # Another process may have made it while we wait for the lock.
         with self.alone():
-            slot = (use, domain, epoch)
             key = self._primary.get(slot) or self._without_primary(slot)
             if key is None:
-                key = _fresh(use, self._now(), domain=domain, epoch=epoch)
-                self._write((*self._keys, key))
+                key = self._first(slot)
             return self._held(key)
 
     def _without_primary(self, slot: tuple[str, str, str]) -> Key | None:
-        """Find what serves in a slot without a primary: for late events, or published before."""
+        """Find what serves in a slot without a primary: for late events, or announced before."""
         former = [key for key in self._keys if key.slot == slot]
         for key in reversed(former):
             if key.state == "ENABLED":
@@ -729,12 +759,24 @@ class Keyring:
                 if key.not_before <= self._now() + _AHEAD:
                     return key
                 raise KeyringError("A key that events need may not be used yet.", path=self._path)
-        if any(key.state == "DESTROYED" for key in former):
+        if any(key.state == "DESTROYED" and key.not_before is not None for key in former):
             # A second key for a closed epoch would give the subject a second token there.
             raise CapsuleError("key_destroyed")
-        if former:
+        if any(key.state == "DISABLED" for key in former):
             raise KeyringError("A key that events need is disabled.", path=self._path)
         return None
+
+    def _first(self, slot: tuple[str, str, str]) -> Key:
+        """Begin a slot in which no key was ever used: with one that waits there, or a new one."""
+        now = self._now().replace(microsecond=0)
+        for key in self._keys:
+            if key.slot == slot and key.state == "PRE_ACTIVE":
+                self._exchange(replace(key, state="PRIMARY", not_before=now))
+                return self._one(key.kid)
+        use, domain, epoch = slot
+        key = replace(_fresh(_use(use), now, domain=domain, epoch=epoch), not_before=now)
+        self._write((*self._keys, key))
+        return self._one(key.kid)
 
     def _held(self, key: Key) -> Secret:
         if key.secret is None:
@@ -1027,6 +1069,11 @@ class Keyring:
             KeyringError: It cannot be written.
         """
         kids = sorted(key.kid for key in self._keys if key.state in _OPENS)
+        for path in (self._path.parent / _LOADED).glob("*.json"):
+            # What was killed took nothing back.
+            with contextlib.suppress(OSError):
+                if path.stat().st_mtime < time.time() - _DAY_S:
+                    path.unlink()
         guarded.replace(self._report_path(), _json({"kids": kids, "at": time.time()}))
 
     def depart(self) -> None:
@@ -1043,13 +1090,33 @@ class Keyring:
                 at, kids = float(said["at"]), said["kids"]
             except (OSError, ValueError, KeyError, TypeError):
                 continue
-            if path != self._report_path() and time.time() - at < _LIVING_S and kid not in kids:
+            if kid not in kids and time.time() - at < _LIVING_S and not _gone(path.stem):
                 found.append(path.stem)
         return tuple(found)
 
     def _report_path(self) -> Path:
-        host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:64]
-        return self._path.parent / _LOADED / f"{host}-{os.getpid()}.json"
+        return self._path.parent / _LOADED / f"{_instance(os.getpid())}.json"
+
+
+def _instance(pid: int) -> str:
+    host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:64]
+    return f"{host}-{pid}"
+
+
+def _gone(instance: str) -> bool:
+    """Tell whether an instance is this process, or one of this host that ended without a word."""
+    pid = instance.rpartition("-")[2]
+    if not pid.isdecimal() or instance != _instance(int(pid)):
+        return False
+    if int(pid) == os.getpid():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 # --- Entries of a keyset --------------------------------------------------------------------------

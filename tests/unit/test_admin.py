@@ -45,6 +45,7 @@ class Runner:
             "heap": SimpleNamespace(paused=False),
             "sentry": SimpleNamespace(paused=False),
         }
+        self.identity = SimpleNamespace(keys=lambda: (Counter({("seal", "PRIMARY"): 1}), 0))
         self.seen = Counter({("requests", ("native", "200")): 7, ("refusals", ("not_json",)): 1})
 
     async def books(self) -> Books:

@@ -41,6 +41,7 @@ class Years:
         self.identity = self.open()
 
     def token(self, who: str, domain: Domain) -> str:
+        self.identity._forget()
         subject = Identifier("account", "app:user", who)
         place = self.identity._locator(subject)
         held = self.identity._vault.secrets([place])[place]

@@ -142,6 +142,7 @@ def test_a_quarter_ends_a_token_and_the_relationship_does_not(
     later = NOW + timedelta(days=100)
     first = event.tokens(ANALYTICS, NOW), event.tokens(ERRORS, NOW)
     identity._now = lambda: later
+    identity._forget()
     assert event.tokens(ANALYTICS, later) == first[0]
     assert event.tokens(ERRORS, later) != first[1]
 
@@ -169,6 +170,7 @@ def test_an_epoch_is_that_of_the_event_within_a_week_and_five_minutes(
     identity: Identity, occurred: timedelta, now: timedelta, epoch: str
 ) -> None:
     identity._now = lambda: QUARTER + now
+    identity._forget()
     assert identity.epoch_of(ERRORS, QUARTER + occurred) == epoch
     assert identity.epoch_of(ANALYTICS, QUARTER + occurred) == "rel"
 

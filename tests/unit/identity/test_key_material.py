@@ -8,11 +8,20 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 SHARP = {
     "telemetry.identity.capsule",
+    "telemetry.identity.custody",
     "telemetry.identity.keyring",
+    "telemetry.identity.rotation",
     "telemetry.identity.vault",
 }
-ALLOWED: dict[str, set[str]] = {}
-"""Modules outside telemetry/identity that may import one of `SHARP`, and which. None so far."""
+ALLOWED: dict[str, set[str]] = {
+    # The operator's own door: states and names; the next test shows that it takes no bytes out.
+    "telemetry/cli/keys.py": {
+        "telemetry.identity.custody",
+        "telemetry.identity.keyring",
+        "telemetry.identity.rotation",
+    },
+}
+"""Modules outside telemetry/identity that may import one of `SHARP`, and which."""
 
 EXPOSING = {
     "telemetry/identity/__init__.py",
