@@ -133,15 +133,15 @@ def test_a_new_wrap_key_waits_for_every_running_process(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vault = place.vault()
-    other = place.load()
-    monkeypatch.setattr(os, "getpid", lambda: 4_000_000)
+    other, another_process = place.load(), os.getppid()
+    monkeypatch.setattr(os, "getpid", lambda: another_process)
     other.report()
     monkeypatch.undo()
     place.now += WEEK
     assert rotate(vault, now=place.now) is None
     assert place.versions() == {1: "PRIMARY", 2: "PRE_ACTIVE"}
     other.refresh()
-    monkeypatch.setattr(os, "getpid", lambda: 4_000_000)
+    monkeypatch.setattr(os, "getpid", lambda: another_process)
     other.report()
     monkeypatch.undo()
     assert rotate(vault, now=place.now) is not None
