@@ -301,6 +301,7 @@ class Policy:
         self.folder = folder
         head = self._read("controller.toml", _ControllerFile)
         self.controller, self.notice = head.controller, head.notice
+        self.dpo, self.authority = head.dpo, head.authority
         self.purposes = self._read("purposes.toml", dict[_Name, Purpose])
         self.recipients = self._read("recipients.toml", dict[_Name, Recipient])
         retention = self._read("retention.toml", _Retention)
@@ -325,8 +326,16 @@ class Policy:
             name: self._period("retention.toml", f"class.{name}.period", entry.period, self.ceiling)
             for name, entry in retention.class_.items()
         }
+        if "default" not in self.treatments.coarsen_time:
+            self._refuse(
+                "treatments.toml",
+                "coarsen_time",
+                "has no `default`.",
+                "Say to how many seconds times of kinds are rounded that it does not name.",
+            )
         self._check_purposes()
         self._check_recipients()
+        self._check_apart()
         self._check_properties()
         self._check_trace()
         profile = self.treatments.truncate_ip.profile
@@ -428,6 +437,21 @@ class Policy:
                 f"Keep them, or take {traced[0]!r} out of the kinds in purposes.toml.",
             )
 
+    def _check_apart(self) -> None:
+        """Refuse two recipients whose tokens could be joined, or told apart by nobody."""
+        for key in ("domain", "label"):
+            owner: dict[str, str] = {}
+            for name, recipient in self.recipients.items():
+                value: str = getattr(recipient, key)
+                if value in owner:
+                    self._refuse(
+                        "recipients.toml",
+                        f"{name}.{key}",
+                        f"is that of {owner[value]!r} too.",
+                        "Give each recipient its own, or their tokens can be joined.",
+                    )
+                owner[value] = name
+
     def _check_kept(self, name: str, recipient: Recipient) -> None:
         """Refuse a kind that is on and kept longer than its purpose promises."""
         known = {path.stem for path in schemas_dir().glob("*.avsc")} - {"batch"}
@@ -526,7 +550,7 @@ class Policy:
     def time_grain_s(self, kind: str) -> float:
         """Seconds to which times of events of this kind are rounded down."""
         grains = self.treatments.coarsen_time
-        return grains.get(kind, grains.get("default", 1))
+        return grains.get(kind, grains["default"])
 
 
 class PolicyRegister:

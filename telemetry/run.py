@@ -56,7 +56,7 @@ from telemetry.identity import (
 from telemetry.intake import Intake, Taken
 from telemetry.parcel import Parcel
 from telemetry.pipeline import Pseudonymizer, Terms
-from telemetry.policy import Policy, PolicyRegister, load_policy, policy_dir
+from telemetry.policy import Policy, PolicyRegister, Recipient, load_policy, policy_dir
 from telemetry.retention import Period
 from telemetry.rules import Schemas
 from telemetry.sinks import Sink
@@ -278,16 +278,12 @@ class Runner:
             bury=bury,
         )
         for name, sink in self.sinks.items():
-            rates = [
-                Rate(events=r.events, period_s=r.period_s, each=r.each, kinds=frozenset(r.kinds))
-                for r in policy.recipients[name].rates
-            ]
             self.forwarders[name] = Forwarder(
                 name,
                 sink,
                 self.storage.broker,
                 call=self.storage.call,
-                rates=rates,
+                rates=rates_of(policy.recipients[name]),
                 drain_s=_DRAIN_S,
                 give_up_s=_GIVE_UP_S,
                 bury=bury,
@@ -514,6 +510,14 @@ class _Paused:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(self._path)
+
+
+def rates_of(recipient: Recipient) -> list[Rate]:
+    """Give a recipient's documented limits as the forwarder keeps them."""
+    return [
+        Rate(events=r.events, period_s=r.period_s, each=r.each, kinds=frozenset(r.kinds))
+        for r in recipient.rates
+    ]
 
 
 def check_host(name: str, hosts: Sequence[str], given: Mapping[str, str]) -> None:

@@ -174,7 +174,7 @@ def _expect(snippet: Snippet, load: Any, folder: Path) -> None:
 @cache
 def _commands() -> dict[str, set[str]]:
     """Every command of ``telemetry`` with its options."""
-    from telemetry.cli import app, demo, explain, keys, operate, scrub  # noqa: F401 - they register
+    from telemetry.cli import app, demo, explain, keys, operate, scrub, vault  # noqa: F401 - they register
 
     return dict(_walk(get_command(app), ""))
 
