@@ -103,13 +103,14 @@ class Custody:
         """What somebody who runs this has to keep, in plain words."""
         if self.path is None:
             return (
-                f"Back up {self.backup} and the vault. They are read again only with the key that "
-                f"custody.kek names ({self.kind}): see that it cannot get lost."
+                f"Copy {self.backup} and the vault elsewhere daily, and keep no copy for more than "
+                "a week. They are read again only with the key that custody.kek names "
+                f"({self.kind}): see that it cannot get lost."
             )
         return (
             f"Back up {self.path} once, apart from everything else (a password manager will do), "
-            f"and {self.backup} with the vault. Without {self.path} nothing here can be read "
-            "again; whoever has both can read all of it."
+            f"and copy {self.backup} with the vault daily, keeping no copy for more than a week. "
+            f"Without {self.path} nothing here can be read again; whoever has both can read it all."
         )
 
     def make(self) -> bool:

@@ -21,7 +21,7 @@ from telemetry.identity.custody import Custody
 from telemetry.identity.keyring import DEAD_LETTER, KEYSET, Keyring
 
 FILE_KEY = bytes(range(100, 132))
-KEK = secrets.token_bytes(32)
+KEK = bytes((number * 37 + 11) % 256 for number in range(32))
 TEXT = urlsafe_b64encode(KEK).decode()
 
 PROGRAM = """\
@@ -49,7 +49,9 @@ def command(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "content", [KEK, TEXT.encode(), TEXT.rstrip("=").encode(), TEXT.encode() + b"\n"]
+    "content",
+    [KEK, TEXT.encode(), TEXT.rstrip("=").encode(), TEXT.encode() + b"\n"],
+    ids=["raw", "text", "without padding", "a line"],
 )
 def test_a_key_in_a_file_is_raw_or_base64url(tmp_path: Path, content: bytes) -> None:
     one = Custody(f"file:{held(tmp_path / 'kek', content)}", state=tmp_path)
