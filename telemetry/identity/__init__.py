@@ -507,29 +507,29 @@ class Identity:
         return tuple(self._desk(domain, epoch, p[1].pins).tokens((p,))[0] for p in pairs)
 
     def _desk(self, domain: Domain, epoch: str, pins: Mapping[str, str]) -> _Desk:
-        kid = "" if epoch != "rel" else pins.get(domain.name) or self._first_key(domain.name) or ""
+        kid = self._pinned(domain.name, pins) if epoch == "rel" else ""
         place = domain.name, domain.label, epoch, kid
         desk = self._desks.get(place)
         if desk is None:
-            key = self._token_key(domain.name, epoch, pins)
+            key = self._pinned_key(kid) if kid else self._keyring.token_key(domain.name, epoch)
             desk = self._desks[place] = _Desk(domain, epoch, key)
         return desk
 
-    def _token_key(self, domain: str, epoch: str, pins: Mapping[str, str]) -> Secret:
-        """Give the key that a subject's tokens are made with: its own, also after a rotation."""
-        if epoch != "rel":
-            return self._keyring.token_key(domain, epoch)
+    def _pinned(self, domain: str, pins: Mapping[str, str]) -> str:
+        """Name the key that a subject's tokens are made with: its own, also after a rotation."""
         kid = pins.get(domain) or self._first_key(domain)
         if kid is None:
             # Nobody has had a token there yet: what is made now is the first.
-            self._keyring.token_key(domain, epoch)
+            self._keyring.token_key(domain, "rel")
             self._first_keys.clear()
             kid = self._first_key(domain)
-        key = None if kid is None else self._keyring.opening("token", kid)
+        return kid or ""
+
+    def _pinned_key(self, kid: str) -> Secret:
+        key = self._keyring.opening("token", kid)
         if key is not None:
             return key
-        former = {key.kid for key in self._keyring.entries() if key.state == "DESTROYED"}
-        if kid in former:
+        if kid in {former.kid for former in self._keyring.entries() if former.state == "DESTROYED"}:
             raise CapsuleError("key_destroyed")
         raise KeyringError(
             "The keyset lacks a token key that subjects are pinned to, or it is disabled.",
