@@ -4,8 +4,8 @@ The same accounts work and fail at both. Every text and every run of letters and
 eight characters that one recipient gets is looked for in all that the other gets. What both may
 have stands below, and why.
 
-``TELEMETRY_JOIN_ACCOUNTS`` is the number of accounts. 100,000 passed on 2026-11-22, in 21 minutes of a
-machine that was busy otherwise.
+``TELEMETRY_JOIN_ACCOUNTS`` is the number of accounts. 100,000 passed on 2026-11-22, in 21
+minutes of a machine that was busy otherwise.
 """
 
 from __future__ import annotations
