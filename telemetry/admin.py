@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from http.client import HTTPConnection
@@ -49,6 +49,7 @@ class Admin:
         self._runner = runner
         self._sites: list[web.AppRunner] = []
         self._socket: Path | None = None
+        self._tasks: set[asyncio.Task[object]] = set()
 
     async def start(self, host: str, port: int, path: Path) -> tuple[str, int]:
         """Listen on the port and the socket; give the address really taken."""
@@ -70,6 +71,9 @@ class Admin:
                 web.get("/dead", self._dead),
                 web.post("/dead/purge", self._purge),
                 web.post("/dead/replay", self._replay),
+                web.get("/vault", self._vault),
+                web.get("/vault/work", self._vault_work),
+                web.post("/vault/{work:rewrap|backup}", self._vault_begin),
             ]
         )
         for app in (public, private):
@@ -92,7 +96,8 @@ class Admin:
         return address
 
     async def stop(self) -> None:
-        """Stop listening."""
+        """Stop listening; what was begun ends at its next piece."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         for runner in self._sites:
             await runner.cleanup()
         if self._socket is not None:
@@ -221,6 +226,33 @@ class Admin:
             return web.json_response({"error": str(error)}, status=503)
         outcomes = await self._runner.redrive.replay(opened)
         return _encoded(outcomes)
+
+    async def _vault(self, _request: web.Request) -> web.Response:
+        return web.json_response(await self._runner.upkeep.stats())
+
+    async def _vault_work(self, _request: web.Request) -> web.Response:
+        asked = self._runner.upkeep.asked
+        return web.json_response({} if asked is None else asked.as_json())
+
+    async def _vault_begin(self, request: web.Request) -> web.Response:
+        """Begin work on the vault; `_vault_work` tells how it goes."""
+        upkeep, asked = self._runner.upkeep, request.query
+        work = request.match_info["work"]
+        try:
+            await self._witness(_peer(request), f"vault.{work}", {}, "begun")
+        except AuditError as error:
+            return web.json_response({"error": str(error)}, status=503)
+        if work == "backup":
+            self._begin(upkeep.backup(Path(asked.get("path", ""))))
+        else:
+            keep = 0 if asked.get("keep") == "0" else 1
+            self._begin(upkeep.rewrap(now=asked.get("now") == "1", keep=keep))
+        return web.json_response({"begun": work})
+
+    def _begin(self, work: Coroutine[Any, Any, object]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
 def _asked(request: web.Request) -> dict[str, Any]:

@@ -11,13 +11,14 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
 from telemetry.errors import ConfigError
 from telemetry.policy import read_toml
 
-__all__ = ["Bind", "Project", "RecipientSettings", "Settings", "load_settings"]
+__all__ = ["Bind", "Project", "RecipientSettings", "Settings", "check_vault", "load_settings"]
 
 _Bind = Annotated[str, msgspec.Meta(pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}$")]
 
@@ -71,6 +72,30 @@ class AuditSection(_Section, frozen=True):
     """
 
     checkpoints: str = ""
+
+
+class VaultSection(_Section, frozen=True):
+    """Where the secrets of subjects are.
+
+    Attributes:
+        url: SQLAlchemy URL, ``postgresql+psycopg://…`` where more than one pseudonymizer works;
+            empty: a SQLite file under the state directory. A password belongs into a passfile.
+        journal: The same for the tombstone journal, which must not come back with a backup of the
+            vault; empty: a SQLite file under the state directory.
+        cache: How many subjects a process remembers, for less than a minute.
+    """
+
+    url: str = ""
+    journal: str = ""
+    cache: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)] = 65_536
+
+    def __repr__(self) -> str:
+        return "VaultSection(…)"
+
+    @property
+    def shared(self) -> bool:
+        """Whether several processes may work on it."""
+        return self.url.startswith("postgresql")
 
 
 class CustodySection(_Section, frozen=True):
@@ -152,6 +177,7 @@ class Settings(_Section, frozen=True):
     gateway: GatewaySection = GatewaySection()
     broker: BrokerSection = BrokerSection()
     audit: AuditSection = AuditSection()
+    vault: VaultSection = VaultSection()
     custody: CustodySection = CustodySection()
     dead: DeadSection = DeadSection()
     project: dict[str, Project] = {}
@@ -206,6 +232,8 @@ _ENVIRONMENT: Mapping[str, tuple[str, ...]] = {
     "TELEMETRY_AUDIT_CHECKPOINTS": ("audit", "checkpoints"),
     "TELEMETRY_BROKER": ("broker", "kind"),
     "TELEMETRY_KAFKA_BOOTSTRAP": ("broker", "bootstrap"),
+    "TELEMETRY_VAULT_URL": ("vault", "url"),
+    "TELEMETRY_VAULT_JOURNAL": ("vault", "journal"),
     "TELEMETRY_CUSTODY_KEK": ("custody", "kek"),
     "TELEMETRY_CUSTODY_BACKUP": ("custody", "backup"),
     "TELEMETRY_SENTRY_DSN": ("recipient", "sentry", "dsn"),
@@ -236,6 +264,13 @@ def load_settings(
     if path is None and Path("telemetry.toml").is_file():
         path = Path("telemetry.toml")
     settings = Settings() if path is None else read_toml(path, Settings, ConfigError)
+    for name in ("url", "journal"):
+        if "@" in (given := getattr(settings.vault, name)) and urlsplit(given).password:
+            raise ConfigError(
+                f"vault.{name} holds a password.",
+                path=path,
+                remedy="Leave it out, and name a file: ?passfile=/path, or PGPASSFILE.",
+            )
     data = msgspec.to_builtins(settings)
     for variable, keys in _ENVIRONMENT.items():
         value = environ.get(variable)
@@ -257,3 +292,28 @@ def load_settings(
             f"{variable} has a value that cannot be used.",
             remedy="deploy/config.reference.toml shows what it may be.",
         ) from None
+
+
+def check_vault(settings: Settings) -> None:
+    """Refuse a vault that cannot serve what the settings ask for.
+
+    Two pseudonymizers with a SQLite vault each would give one account two tokens, and an erasure
+    would reach one of them. A group of Kafka consumers may have a second member at any time, on any
+    host, so with Kafka the vault must be one that can be shared. On one host a lock sees to it.
+
+    Raises:
+        ConfigError: It is a SQLite vault where there may be several pseudonymizers, or the vault
+            and its journal are one database.
+    """
+    vault = settings.vault
+    if settings.broker.kind == "kafka" and not vault.shared and not settings.trial:
+        raise ConfigError(
+            "vault.url is a SQLite vault, which serves one pseudonymizer; with Kafka there may be "
+            "several.",
+            remedy="Set vault.url or TELEMETRY_VAULT_URL to postgresql+psycopg://…",
+        )
+    if vault.url and vault.url == vault.journal:
+        raise ConfigError(
+            "vault.journal is the vault itself: a backup would bring both back.",
+            remedy="Name a file, or a database on another server.",
+        )

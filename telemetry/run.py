@@ -41,7 +41,7 @@ from telemetry.admin import Admin
 from telemetry.books import Books
 from telemetry.brokers import DEAD, HELD, SEALED, Broker, Entry, Room, Shelf
 from telemetry.brokers.spool import Spool
-from telemetry.config import Bind, RecipientSettings, Settings
+from telemetry.config import Bind, RecipientSettings, Settings, check_vault
 from telemetry.dead_letter import Brake, burying, ends_at, sweep
 from telemetry.edge import Edge
 from telemetry.errors import AuditError, BrokerError, ConfigError, KeyringError, PolicyError
@@ -66,6 +66,7 @@ from telemetry.retention import Period, moment_before
 from telemetry.rules import Schemas
 from telemetry.sinks import Sink
 from telemetry.status import Snapshot
+from telemetry.upkeep import Upkeep
 
 __all__ = ["Runner", "Storage", "check_host", "keeps", "open_broker", "open_custody"]
 
@@ -247,6 +248,7 @@ class Runner:
         reduce_user_agent("")  # loads its table now, not while the first client waits
         schemas = Schemas(policy, detectors)
         self.policy = policy
+        check_vault(settings)
         self._paused = _Paused(state / "paused.json")
         custody = open_custody(settings)
         if custody is None:
@@ -262,8 +264,17 @@ class Runner:
         register.enter(policy.digest, "live", datetime.now(UTC))
         sealer = Identity.sealer(state)
         dead_sealer = load_dead_letter_sealer(state / "keys" / "public.json")
-        identity = Identity.open(state, environment=settings.environment, custody=custody)
+        identity = Identity.open(
+            state,
+            environment=settings.environment,
+            custody=custody,
+            vault_url=settings.vault.url or None,
+            journal_url=settings.vault.journal or None,
+            cache_rows=settings.vault.cache,
+            alone=True,
+        )
         self._open.callback(identity.close)
+        self.upkeep = Upkeep(identity)
         self.identity = identity
         self.audit.checkpoint()
         self._open.callback(self._depart)
@@ -434,6 +445,7 @@ class Runner:
         """Work until `stop` is set; then stop taking, drain what is in flight, and close."""
         loops: Mapping[str, Callable[[asyncio.Event], Awaitable[None]]] = {
             "pseudonymizer": self.pseudonymizer.run,
+            "upkeep": self.upkeep.run,
             "keys": self._tend,
             **{name: forwarder.run for name, forwarder in self.forwarders.items()},
             "audit": self._audit_hourly,

@@ -74,6 +74,7 @@ def main() -> None:
         operate,  # noqa: F401
         policies,  # noqa: F401
         scrub,  # noqa: F401
+        vault,  # noqa: F401
     )
 
     try:

@@ -20,7 +20,7 @@ from rich.table import Table
 from telemetry import logs
 from telemetry.admin import ask
 from telemetry.cli import EXIT_NO, Config, Json, State, app
-from telemetry.config import Settings, load_settings
+from telemetry.config import Settings, check_vault, load_settings
 from telemetry.errors import AuditError
 from telemetry.status import spoken
 
@@ -103,6 +103,7 @@ def check(*, config: Config = None, state: State = None, as_json: Json = False) 
     from telemetry.rules import Schemas  # noqa: PLC0415
 
     settings = _settings(config, state)
+    check_vault(settings)
     policy = load_policy(policy_dir(settings.policy.path))
     detectors = policy.detectors
     detectors.check_speed(time.thread_time)

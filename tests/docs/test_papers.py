@@ -185,6 +185,7 @@ def _commands() -> dict[str, set[str]]:
         operate,
         policies,
         scrub,
+        vault,
     )
 
     return dict(_walk(get_command(app), ""))
