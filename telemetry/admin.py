@@ -80,22 +80,24 @@ class Admin:
         return web.json_response({"live": True})
 
     async def _ready(self, _request: web.Request) -> web.Response:
-        holding = self._runner.pseudonymizer.holding
+        holding = self._runner.holding
         return web.json_response(
             {"ready": not holding, "holding": holding}, status=503 if holding else 200
         )
 
     async def _metrics(self, _request: web.Request) -> web.Response:
         runner = self._runner
-        gauges: dict[str, tuple[str, dict[str, float]]] = {
-            "invalid_identifiers": (
+        gauges: dict[str, tuple[str, dict[str, float]]] = {}
+        if runner.intake is not None:
+            gauges["invalid_identifiers"] = (
                 "Identifiers that did not fit their profile, by sort.",
                 dict(runner.intake.invalid_identifiers),
-            ),
-            "undeclared_paths": (
+            )
+            gauges["undeclared_paths"] = (
                 "Paths of sampled events that no schema declares, by kind.",
                 _by_kind(runner.edge.unknown),
-            ),
+            )
+        gauges |= {
             "paused": (
                 "Recipients to which nothing is sent by order.",
                 {name: float(f.paused) for name, f in runner.forwarders.items()},

@@ -47,11 +47,13 @@ class Books:
         entries: `Broker.books`.
         pending: `Broker.pending`.
         recipients: Names of the recipients that have a clean log.
+        whole: False for what one gateway alone knows: what became of what it sealed, others know.
     """
 
     entries: Mapping[Entry, int]
     pending: Mapping[str, int]
     recipients: tuple[str, ...] = field(default=())
+    whole: bool = True
 
     def _of(self, stage: str, outcome: str) -> int:
         return sum(
@@ -70,15 +72,18 @@ class Books:
                 self._of(edge, "items_in"),
                 {name: self._of(edge, name) for name in ("dropped", "dead", "sealed")},
             ),
-            Balance(
-                "sealed",
-                self._of(edge, "sealed"),
-                {
-                    **{n: self._of(middle, n) for n in ("scrubbed", "dropped", "dead", "held")},
-                    "pending": self.pending.get(SEALED, 0),
-                },
-            ),
         ]
+        if self.whole:
+            found.append(
+                Balance(
+                    "sealed",
+                    self._of(edge, "sealed"),
+                    {
+                        **{n: self._of(middle, n) for n in ("scrubbed", "dropped", "dead", "held")},
+                        "pending": self.pending.get(SEALED, 0),
+                    },
+                )
+            )
         found += [
             Balance(
                 f"routed to {name}",

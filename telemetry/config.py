@@ -17,7 +17,7 @@ import msgspec
 from telemetry.errors import ConfigError
 from telemetry.policy import read_toml
 
-__all__ = ["Bind", "Project", "RecipientSettings", "Settings", "load_settings"]
+__all__ = ["Bind", "Project", "RecipientSettings", "Settings", "is_loopback", "load_settings"]
 
 _Bind = Annotated[str, msgspec.Meta(pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}$")]
 
@@ -42,10 +42,13 @@ class GatewaySection(_Section, frozen=True):
         trusted_proxies: How many proxies before us append to ``X-Forwarded-For``; 0: none, the
             socket's peer is the client.
         events_per_minute: Most events of one key in a minute; more are answered 429.
+        on_broker_loss: What a gateway by itself does while Kafka is away: ``spool`` keeps events,
+            encrypted, on its own disk and brings them to Kafka later; ``reject`` answers 503.
     """
 
     trusted_proxies: Annotated[int, msgspec.Meta(ge=0, le=8)] = 0
     events_per_minute: Annotated[int, msgspec.Meta(ge=1)] = 600_000
+    on_broker_loss: Literal["spool", "reject"] = "spool"
 
 
 class BrokerSection(_Section, frozen=True):
@@ -166,7 +169,12 @@ class Bind(msgspec.Struct, frozen=True):
     @property
     def loopback(self) -> bool:
         """Whether only this machine can connect."""
-        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+        return is_loopback(self.host)
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether only this machine can be meant."""
+    return host.strip("[]") in ("localhost", "::1") or host.startswith("127.")
 
 
 _ENVIRONMENT: Mapping[str, tuple[str, ...]] = {

@@ -1,8 +1,9 @@
-"""``telemetry run``: gateway, pseudonymizer and forwarders in one process on the embedded spool.
+"""``telemetry run``: gateway, pseudonymizer and forwarders in one process; or one of them on Kafka.
 
 One asyncio loop serves clients and recipients; one thread alone uses the log and commits whatever
 has queued since its last commit; one thread scrubs. Everything that can refuse to start does so in
-`Runner.open`, before the first event.
+`Runner.open`, before the first event. A process that is one role opens what that role needs and
+nothing else: a gateway public keys, a forwarder its recipient's credentials and no key.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import importlib
 import inspect
 import os
+import socket
 import time
 from collections import Counter
 from collections.abc import (
@@ -23,7 +25,8 @@ from collections.abc import (
     Sequence,
 )
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -38,11 +41,12 @@ from telemetry import logs
 from telemetry.admin import Admin
 from telemetry.books import Books
 from telemetry.brokers import DEAD, SEALED, Broker, Entry
+from telemetry.brokers.buffered import Buffered
 from telemetry.brokers.spool import Spool
-from telemetry.config import Bind, RecipientSettings, Settings
-from telemetry.dead_letter import burying
+from telemetry.config import Bind, RecipientSettings, Settings, is_loopback
+from telemetry.dead_letter import Bury, burying, forgetting
 from telemetry.edge import Edge
-from telemetry.errors import BrokerError, ConfigError, PolicyError
+from telemetry.errors import BrokerError, ConfigError, PolicyError, TelemetryError
 from telemetry.forward import Forwarder, Rate
 from telemetry.gateway import Gateway, Limits, Projects
 from telemetry.identity import (
@@ -54,14 +58,17 @@ from telemetry.identity import (
 from telemetry.intake import Intake, Taken
 from telemetry.parcel import Parcel
 from telemetry.pipeline import Pseudonymizer, Terms
-from telemetry.policy import PolicyRegister, load_policy, policy_dir
+from telemetry.policy import Policy, PolicyRegister, load_policy, policy_dir
 from telemetry.rules import Schemas
 from telemetry.sinks import Sink
 
-__all__ = ["Runner", "Storage", "check_host", "open_broker"]
+__all__ = ["Part", "Runner", "Storage", "check_host", "open_broker"]
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.run")
 _T = TypeVar("_T")
+_TEND_S: Final = 1.0
+_STUCK_S: Final = 90.0
+_EXIT_LOG_LOST: Final = 71
 _DRAIN_S: Final = 8.0
 _GIVE_UP_S: Final = 72 * 3600.0
 """As long as a sealed event waits (DESIGN 5): what a recipient refuses for three days is parked."""
@@ -78,6 +85,10 @@ class Storage:
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="storage")
+        self.stored: Counter[Entry] = Counter()
+        """What was appended by this process since it started."""
+        self.failing = False
+        """Whether the last append failed."""
         self._waiting: list[tuple[Taken, asyncio.Future[None]]] = []
         self._committing: asyncio.Task[None] | None = None
 
@@ -104,11 +115,14 @@ class Storage:
                 try:
                     await self.call(self._append, [taken for taken, _ in group])
                 except BrokerError as error:
+                    self.failing = True
                     self._answer(group, error)
                 except Exception as error:  # noqa: BLE001 - whoever waits must be told
+                    self.failing = True
                     self._answer(group, BrokerError("The log failed."))
                     _log.error("log_failed", error=type(error).__name__)
                 else:
+                    self.failing = False
                     self._answer(group, None)
         finally:
             self._committing = None
@@ -133,6 +147,7 @@ class Storage:
             parcels += taken.parcels
             dead += taken.dead
         self.broker.append(SEALED, parcels, counts, beside={DEAD: dead} if dead else {})
+        self.stored.update(counts)
 
     def close(self) -> None:
         """Finish what runs, then close the log."""
@@ -153,18 +168,32 @@ def open_broker(settings: Settings) -> Broker:
                 "broker.kind is kafka, but no broker is named.",
                 remedy="Set broker.bootstrap or TELEMETRY_KAFKA_BOOTSTRAP to host:port.",
             )
-        # Loaded only here: the embedded form needs no Kafka client.
-        kafka = importlib.import_module("telemetry.brokers.kafka")
-        version = settings.broker.api_version
-        broker: Broker = kafka.KafkaBroker(
-            settings.broker.bootstrap,
-            topic_prefix=settings.broker.topic_prefix,
-            group_prefix=settings.broker.topic_prefix,
-            client_options=(
-                {"api_version": tuple(map(int, version.split(".")))} if version else None
-            ),
+        return _open_kafka(settings)
+    return _open_spool(settings)
+
+
+def _open_kafka(settings: Settings) -> Broker:
+    section = settings.broker
+    hosts = [address.rpartition(":")[0] for address in section.bootstrap.split(",")]
+    if section.protocol == "plaintext" and not settings.trial and not all(map(is_loopback, hosts)):
+        raise ConfigError(
+            "broker.protocol is plaintext, so events would cross the network in clear.",
+            remedy='Set it to "tls" or "sasl_tls".',
         )
-        return broker
+    # Loaded only here: the embedded form needs no Kafka client.
+    kafka = importlib.import_module("telemetry.brokers.kafka")
+    clients = importlib.import_module("telemetry.brokers.kafka.clients")
+    broker: Broker = kafka.KafkaBroker(
+        section.bootstrap,
+        member=section.member or socket.gethostname(),
+        topic_prefix=section.topic_prefix,
+        group_prefix=section.group_prefix,
+        client_options=clients.connection_options(section),
+    )
+    return broker
+
+
+def _open_spool(settings: Settings) -> Spool:
     key = load_spool_key(settings.state_dir, environment=settings.environment)
     return Spool(
         settings.state_dir / "spool.sqlite3",
@@ -173,20 +202,45 @@ def open_broker(settings: Settings) -> Broker:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Which roles a process plays.
+
+    Attributes:
+        gateway, pseudonymizer: Whether it is one.
+        forwards: To which recipients it forwards; None: to all that the policy names with a sink.
+    """
+
+    gateway: bool = True
+    pseudonymizer: bool = True
+    forwards: tuple[str, ...] | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is the whole pipeline."""
+        return self.gateway and self.pseudonymizer and self.forwards is None
+
+
 class Runner:
-    """All roles of the pipeline in one process.
+    """All roles of the pipeline in one process, or a part of them.
 
     Args:
         settings: What the operator set.
         say: Prints a line that somebody who starts this must read.
+        part: Which roles.
     """
 
-    def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
-        self.settings, self._say = settings, say
+    def __init__(
+        self, settings: Settings, say: Callable[[str], None], part: Part | None = None
+    ) -> None:
+        self.settings, self._say, self.part = settings, say, part or Part()
         self._open = AsyncExitStack()
         self._stop = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
         self.gateway: Gateway | None = None
+        self.intake: Intake | None = None
+        self.pseudonymizer: Pseudonymizer | None = None
+        self.sinks: dict[str, Sink] = {}
         self.seen: Counter[tuple[str, tuple[str, ...]]] = Counter()
         self.stand_ins: dict[str, Any] = {}
         self.forwarders: dict[str, Forwarder] = {}
@@ -199,51 +253,38 @@ class Runner:
             ConfigError: Something is wrong with the installation; nothing was started.
             BrokerError: The log cannot be opened.
         """
-        settings = self.settings
+        settings, part = self.settings, self.part
         state = settings.state_dir
+        if not part.whole and settings.broker.kind != "kafka":
+            raise ConfigError(
+                "a role by itself needs a log that others reach too.",
+                remedy='Set broker.kind to "kafka"; or start all roles in one: telemetry run',
+            )
         os.umask(0o077)
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        policy = load_policy(policy_dir(settings.policy.path))
-        detectors = policy.detectors
-        try:
-            detectors.check_speed(time.thread_time)
-        except RuleError as error:
-            raise PolicyError(str(error), path=policy.folder / "detectors.toml") from None
-        reduce_user_agent("")  # loads its table now, not while the first client waits
-        schemas = Schemas(policy, detectors)
-        self.policy = policy
+        self.policy = policy = load_policy(policy_dir(settings.policy.path))
+        forwards = part.forwards
+        if forwards is None:
+            forwards = tuple(n for n, recipient in policy.recipients.items() if recipient.sink)
+        for name in forwards:
+            if name not in policy.recipients or not policy.recipients[name].sink:
+                raise ConfigError(
+                    f"recipients.toml names no recipient {name!r} with a sink.",
+                    remedy="Take one that it names.",
+                )
         self._paused = _Paused(state / "paused.json")
-        if not settings.production:
+        if not settings.production and part.pseudonymizer:
             initialise_development(state)
             self._say("Keys: made for development and marked insecure; production refuses them.")
         # First of all that is shared: whoever does not own the log changes nothing beside it.
-        self.storage = Storage(open_broker(settings))
+        self.storage = Storage(self._open_log())
         self._open.callback(self.storage.close)
         register = PolicyRegister(state / "policies.ndjson")
         register.enter(policy.digest, "live", datetime.now(UTC))
-        sealer = Identity.sealer(state)
-        dead_sealer = load_dead_letter_sealer(state / "keys" / "public.json")
-        identity = Identity.open(state, environment=settings.environment)
-        self._open.callback(identity.close)
-        self.sinks = {
-            name: await self._sink(name)
-            for name in policy.recipients
-            if policy.recipients[name].sink
-        }
-        bury = burying(dead_sealer)
-        self.edge = Edge(schemas)
-        self.intake = Intake(policy, self.edge, sealer, dead_sealer)
-        scrub_thread = ThreadPoolExecutor(1, thread_name_prefix="scrub")
-        self._open.callback(scrub_thread.shutdown)
-        loop = asyncio.get_running_loop()
-        self.pseudonymizer = Pseudonymizer(
-            self.storage.broker,
-            identity,
-            Terms(policy=policy, schemas=schemas, register=register, sinks=self.sinks),
-            on_storage=self.storage.call,
-            on_scrub=lambda function, *args: loop.run_in_executor(scrub_thread, function, *args),
-            bury=bury,
-        )
+        self.sinks = {name: await self._sink(name) for name in forwards}
+        if part.gateway or part.pseudonymizer:
+            self._open_scrubbing(policy, register)
+        bury = self._bury()
         for name, sink in self.sinks.items():
             rates = [
                 Rate(events=r.events, period_s=r.period_s, each=r.each, kinds=frozenset(r.kinds))
@@ -266,10 +307,86 @@ class Runner:
                 self._say(f"{name}: paused, as ordered before. To go on: telemetry resume {name}")
         await self._listen()
 
+    def _open_log(self) -> Broker:
+        broker = open_broker(self.settings)
+        if self.part.whole or not self.part.gateway:
+            return broker
+        if self.settings.gateway.on_broker_loss == "reject":
+            return broker
+        try:
+            return Buffered(broker, _open_spool(self.settings), name=self.settings.broker.member)
+        except TelemetryError:
+            broker.close()
+            raise
+
+    def _open_scrubbing(self, policy: Policy, register: PolicyRegister) -> None:
+        """Open what gateway and pseudonymizer need, each for itself."""
+        settings, part, state = self.settings, self.part, self.settings.state_dir
+        detectors = policy.detectors
+        try:
+            detectors.check_speed(time.thread_time)
+        except RuleError as error:
+            raise PolicyError(str(error), path=policy.folder / "detectors.toml") from None
+        reduce_user_agent("")  # loads its table now, not while the first client waits
+        schemas = Schemas(policy, detectors)
+        dead_sealer = load_dead_letter_sealer(state / "keys" / "public.json")
+        if part.gateway:
+            self.edge = Edge(schemas)
+            self.intake = Intake(policy, self.edge, Identity.sealer(state), dead_sealer)
+        if not part.pseudonymizer:
+            return
+        identity = Identity.open(state, environment=settings.environment)
+        self._open.callback(identity.close)
+        scrub_thread = ThreadPoolExecutor(1, thread_name_prefix="scrub")
+        self._open.callback(scrub_thread.shutdown)
+        loop = asyncio.get_running_loop()
+        # It shapes for all recipients and reaches none: it has nobody's address or credentials.
+        shaping = {
+            name: self.sinks.get(name) or _without_credentials(recipient.sink)
+            for name, recipient in policy.recipients.items()
+            if recipient.sink
+        }
+        self.pseudonymizer = Pseudonymizer(
+            self.storage.broker,
+            identity,
+            Terms(policy=policy, schemas=schemas, register=register, sinks=shaping),
+            on_storage=self.storage.call,
+            on_scrub=lambda function, *args: loop.run_in_executor(scrub_thread, function, *args),
+            bury=burying(dead_sealer),
+        )
+
+    def _bury(self) -> Bury:
+        """Say what becomes of what a recipient refuses for good."""
+        public = self.settings.state_dir / "keys" / "public.json"
+        if not self.part.whole and not public.exists():
+            self._say(
+                "Dead letters: what a recipient refuses is counted and its content forgotten. "
+                f"To keep it, sealed: put the public keys at {public}"
+            )
+            return forgetting
+        return burying(load_dead_letter_sealer(public))
+
     async def _listen(self) -> None:
         settings = self.settings
-        bind, admin_bind = Bind.parse(settings.bind), Bind.parse(settings.admin_bind)
-        if not settings.trial and not bind.loopback:
+        admin_bind = Bind.parse(settings.admin_bind)
+        gateway = self._gateway()
+        self.admin = Admin(self)
+        self._open.push_async_callback(self.admin.stop)
+        with _taken("admin_bind", settings.admin_bind):
+            self.admin_address = await self.admin.start(
+                admin_bind.host, admin_bind.port, settings.state_dir / "admin.sock"
+            )
+        if gateway is not None:
+            self.gateway = gateway
+            bind = Bind.parse(settings.bind)
+            with _taken("bind", settings.bind):
+                self.address = await gateway.start(bind.host, bind.port)
+
+    def _gateway(self) -> Gateway | None:
+        settings = self.settings
+        if self.intake is None:
+            return None
+        if not settings.trial and not Bind.parse(settings.bind).loopback:
             raise ConfigError(
                 f"bind {settings.bind} would take events in clear over the network.",
                 remedy="Bind to loopback and put a TLS proxy before it.",
@@ -277,7 +394,7 @@ class Runner:
         projects = Projects(settings.project, open_to_all=settings.trial and not settings.project)
         if projects.open_to_all:
             self._say("Clients: any key is accepted (no [project.…] is configured).")
-        gateway = Gateway(
+        return Gateway(
             self.intake,
             self.storage.store,
             projects=projects,
@@ -286,18 +403,16 @@ class Runner:
             trusted_proxies=settings.gateway.trusted_proxies,
             events_per_minute=settings.gateway.events_per_minute,
             limits=Limits(stop_s=_DRAIN_S),
-            ready=lambda: not self.pseudonymizer.holding,
+            ready=lambda: not self.holding,
             count=self._count,
         )
-        self.gateway = gateway
-        self.admin = Admin(self)
-        self._open.push_async_callback(self.admin.stop)
-        with _taken("admin_bind", settings.admin_bind):
-            self.admin_address = await self.admin.start(
-                admin_bind.host, admin_bind.port, settings.state_dir / "admin.sock"
-            )
-        with _taken("bind", settings.bind):
-            self.address = await gateway.start(bind.host, bind.port)
+
+    @property
+    def holding(self) -> str:
+        """Why nothing is taken at the moment; empty if all is well."""
+        if self.pseudonymizer is not None:
+            return self.pseudonymizer.holding
+        return "BrokerError" if self.storage.failing else ""
 
     def _count(self, name: str, labels: tuple[str, ...], number: int) -> None:
         self.seen[name, labels] += number
@@ -348,15 +463,34 @@ class Runner:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set; then stop taking, drain what is in flight, and close."""
-        loops: Mapping[str, Callable[[asyncio.Event], Awaitable[None]]] = {
-            "pseudonymizer": self.pseudonymizer.run,
-            **{name: forwarder.run for name, forwarder in self.forwarders.items()},
+        loops: dict[str, Callable[[asyncio.Event], Awaitable[None]]] = {
+            name: forwarder.run for name, forwarder in self.forwarders.items()
         }
+        if self.pseudonymizer is not None:
+            loops["pseudonymizer"] = self.pseudonymizer.run
+        if hasattr(self.storage.broker, "tend"):
+            loops["log"] = self._tend
         self._loops = [
             asyncio.create_task(self._watched(name, loop), name=name)
             for name, loop in loops.items()
         ]
         await stop.wait()
+
+    async def _tend(self, stop: asyncio.Event) -> None:
+        """Let the log do what it must do while nobody asks it, and see that it comes back."""
+        broker: Any = self.storage.broker
+        while not stop.is_set():
+            tending = asyncio.ensure_future(self.storage.call(broker.tend))
+            done, _ = await asyncio.wait({tending}, timeout=_STUCK_S)
+            if broker.fenced or not done:
+                # Somebody has our name, or a call that is bounded does not end: only a new process
+                # helps. What was not finished is polled again.
+                _log.error("log_lost", fenced=broker.fenced, busy_s=round(broker.busy_s))
+                os._exit(_EXIT_LOG_LOST)
+            with suppress(BrokerError):
+                tending.result()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), _TEND_S)
 
     async def _watched(self, name: str, loop: Callable[[asyncio.Event], Awaitable[None]]) -> None:
         """Keep a loop going: an error of ours costs a second, never the loop and never an event."""
@@ -389,10 +523,17 @@ class Runner:
 
     async def books(self) -> Books:
         """Read the books as they stand."""
-        entries, pending = await self.storage.call(
-            lambda: (self.storage.broker.books(), self.storage.broker.pending())
-        )
-        return Books(entries, pending, tuple(self.sinks))
+        if self.pseudonymizer is None and self.intake is not None:
+            return Books(dict(self.storage.stored), {}, (), whole=False)
+        broker = self.storage.broker
+        if self.pseudonymizer is None:
+            # A forwarder may not read the sealed log, so it knows its own recipients only.
+            shared: Any = broker
+            entries, pending = await self.storage.call(shared.books_of, tuple(self.sinks))
+            return Books(entries, pending, tuple(self.sinks))
+        entries, pending = await self.storage.call(lambda: (broker.books(), broker.pending()))
+        names = tuple(n for n, recipient in self.policy.recipients.items() if recipient.sink)
+        return Books(entries, pending, names)
 
 
 @contextmanager
@@ -405,6 +546,19 @@ def _taken(name: str, address: str) -> Iterator[None]:
             f"{name} {address} cannot be listened on: {os.strerror(error.errno or 0)}.",
             remedy="End what listens there, or name another address.",
         ) from None
+
+
+def _without_credentials(named: str) -> Sink:
+    """Make a sink that cannot send: its ``shape`` needs no configuration."""
+    module, _, class_name = named.partition(":")
+    try:
+        sink_class: type[Sink] = getattr(importlib.import_module(module), class_name)
+    except (ImportError, AttributeError):
+        raise ConfigError(
+            f"recipients.toml names the sink {named!r}, which does not exist.",
+            remedy="Name an importable class as module:Class.",
+        ) from None
+    return sink_class.__new__(sink_class)
 
 
 _RECIPIENT_KEYS: Final = (*(f.name for f in msgspec.structs.fields(RecipientSettings)), "api_key")

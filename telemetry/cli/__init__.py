@@ -56,7 +56,7 @@ def complain(error: Exception) -> int:
 
 def main() -> None:
     """Run the command line."""
-    from telemetry.cli import demo, explain, operate, scrub  # noqa: F401, PLC0415 - they register commands
+    from telemetry.cli import demo, explain, operate, roles, scrub  # noqa: F401, PLC0415 - they register commands
 
     try:
         app()

@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import typer
@@ -22,7 +22,10 @@ from telemetry.admin import ask
 from telemetry.cli import EXIT_NO, Config, Json, State, app
 from telemetry.config import Settings, load_settings
 
-__all__ = ["print_books"]
+if TYPE_CHECKING:
+    from telemetry.run import Part
+
+__all__ = ["print_books", "serve"]
 
 
 def _settings(config: Path | None, state: Path | None, **more: str | None) -> Settings:
@@ -51,10 +54,16 @@ def run(
     """
     settings = _settings(config, state, bind=bind, admin_bind=admin_bind)
     logs.configure(settings.log, production=settings.production)
-    asyncio.run(_serve(settings))
+    asyncio.run(serve(settings))
 
 
-async def _serve(settings: Settings) -> None:
+async def serve(settings: Settings, part: Part | None = None) -> None:
+    """Run the pipeline, or a part of it, until somebody asks it to stop.
+
+    Raises:
+        ConfigError: It cannot start.
+        BrokerError: The log cannot be opened.
+    """
     from telemetry.run import Runner  # noqa: PLC0415 - help must not wait for the whole pipeline
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -70,14 +79,15 @@ async def _serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ask_to_stop)
     loop.add_signal_handler(signal.SIGHUP, lambda: None)
-    runner = Runner(settings, lambda line: console.print(line, style="yellow", markup=False))
+    runner = Runner(settings, lambda line: console.print(line, style="yellow", markup=False), part)
     try:
         await runner.open()
         policy = runner.policy
         where = escape(str(policy.folder))
         console.print(f"Policy {policy.digest[:12]} of notice {policy.notice.version}, {where}")
-        host, port = runner.address
-        console.print(f"[bold green]Taking events[/] at http://<any-key>@{host}:{port}/1")
+        if runner.gateway is not None:
+            host, port = runner.address
+            console.print(f"[bold green]Taking events[/] at http://<any-key>@{host}:{port}/1")
         admin = ":".join(map(str, runner.admin_address))
         console.print(f"Health and metrics at http://{admin}/metrics; stop with Ctrl-C.")
         await runner.run(stop)

@@ -41,7 +41,7 @@ def bootstrap(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def opener(
-    bootstrap: str, request: pytest.FixtureRequest
+    bootstrap: str,
 ) -> Iterator[Callable[..., Callable[..., KafkaBroker]]]:
     """Make topics for one test, and give what opens brokers on them."""
     opened: list[KafkaBroker] = []

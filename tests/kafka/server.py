@@ -153,8 +153,10 @@ class KafkaServer:
             "advertised.listeners": f"PLAIN://{self.bootstrap},SECURE://{self.secure}",
             "controller.listener.names": "CONTROLLER",
             "inter.broker.listener.name": "PLAIN",
-            "listener.security.protocol.map": "PLAIN:PLAINTEXT,CONTROLLER:PLAINTEXT,SECURE:SASL_SSL",
-            "listener.name.secure.sasl.enabled.mechanisms": "SCRAM-SHA-256,SCRAM-SHA-512,OAUTHBEARER",
+            "listener.security.protocol.map": "PLAIN:PLAINTEXT,CONTROLLER:PLAINTEXT,"
+            "SECURE:SASL_SSL",
+            "listener.name.secure.sasl.enabled.mechanisms": "SCRAM-SHA-256,SCRAM-SHA-512,"
+            "OAUTHBEARER",
             "listener.name.secure.scram-sha-256.sasl.jaas.config": scram,
             "listener.name.secure.scram-sha-512.sasl.jaas.config": scram,
             "listener.name.secure.oauthbearer.sasl.jaas.config": bearer,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
-import kafka  # noqa: TID251 - as an administrator of the broker would
-from kafka.admin import NewPartitions, NewTopic  # noqa: TID251
+import kafka
+from kafka.admin import NewPartitions, NewTopic
 
 from telemetry.brokers import DEAD, HELD, SEALED, clean
 from telemetry.brokers.kafka import KafkaBroker, topic_name

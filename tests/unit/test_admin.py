@@ -36,7 +36,7 @@ class Runner:
     """What the admin side asks of a pipeline."""
 
     def __init__(self) -> None:
-        self.pseudonymizer = SimpleNamespace(holding="")
+        self.holding = ""
         self.intake = SimpleNamespace(invalid_identifiers=Counter(account=2))
         self.edge = SimpleNamespace(
             unknown=Counter({("session", "vendor"): 3, ("session", "<key>"): 1})
@@ -93,7 +93,7 @@ async def test_health_says_whether_it_lives_and_whether_it_works(
     assert json.loads((await get(admin, "/health/live"))[2]) == {"live": True}
     status, _, body = await get(admin, "/health/ready")
     assert (status, json.loads(body)) == (200, {"ready": True, "holding": ""})
-    runner.pseudonymizer.holding = "VaultError"
+    runner.holding = "VaultError"
     status, _, body = await get(admin, "/health/ready")
     assert (status, json.loads(body)) == (503, {"ready": False, "holding": "VaultError"})
     assert (await get(admin, "/health/live"))[0] == 200

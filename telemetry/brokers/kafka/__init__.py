@@ -40,7 +40,7 @@ import os
 import time
 import weakref
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from secrets import randbelow
@@ -186,7 +186,7 @@ class KafkaBroker:
         topic_prefix: str = "telemetry",
         group_prefix: str = "telemetry",
         timeout_s: float = 10.0,
-        client_options: Options = {},
+        client_options: Options | None = None,
     ) -> None:
         self._topic_prefix, self._group_prefix = topic_prefix, group_prefix
         self._timeout_s = max(1.0, timeout_s)
@@ -315,13 +315,37 @@ class KafkaBroker:
         """
         with self._call():
             total, _ = self._all_books()
-        return {entry: n for entry, n in total.items() if n and entry.stage not in {STORED, FINISHED}}
+        return {
+            entry: n for entry, n in total.items() if n and entry.stage not in {STORED, FINISHED}
+        }
 
     def pending(self) -> dict[str, int]:
         """Parcels that the stream's own reader, or a group polled here, has not finished."""
         with self._call():
             total, finished = self._all_books()
         return _pending(total, finished)
+
+    def books_of(self, recipients: Collection[str]) -> tuple[dict[Entry, int], dict[str, int]]:
+        """Counts and pending parcels of some recipients alone, from commits.
+
+        Needs no right to read a topic, so a forwarder may ask it.
+        """
+        own = {(clean(name), name) for name in recipients}
+        finished: dict[tuple[str, str], int] = {}
+        with self._call():
+            try:
+                total = self._of_groups({(SEALED, stage_of(SEALED))} | own, finished)
+            except BrokerError:
+                raise
+            except Exception as error:  # noqa: BLE001 - a client that failed once is not used again
+                self._forget_books()
+                raise broker_error(error) from None
+        streams = {stream for stream, _ in own}
+        pending = _pending(total, finished)
+        return (
+            {entry: n for entry, n in total.items() if n and entry.stage in recipients},
+            {stream: n for stream, n in pending.items() if stream in streams},
+        )
 
     def close(self) -> None:
         """Let go of all connections, within the time limit."""
@@ -579,9 +603,11 @@ class KafkaBroker:
         reader.tended = time.monotonic()
         self._adopt(reader)
         for partition, records in got.items():
-            place = reader.places.get(partition)
-            new = [record for record in records if place and record.offset >= place.fetched]
-            if place and new:
+            if partition not in reader.places:
+                continue
+            place = reader.places[partition]
+            new = [record for record in records if record.offset >= place.fetched]
+            if new:
                 _warn_of_gap(place, new[0].offset)
                 place.waiting.extend(new)
                 place.fetched = new[-1].offset + 1
@@ -706,7 +732,9 @@ class KafkaBroker:
         try:
             total = self._of_groups(self._groups, finished)
             total.update(self._of_tail())
-            streams = [e.outcome for e in total if e.stage == STORED and e.outcome.startswith(clean(""))]
+            streams = [
+                e.outcome for e in total if e.stage == STORED and e.outcome.startswith(clean(""))
+            ]
             readers = {(stream, stage_of(stream)) for stream in streams} - self._groups
             total.update(self._of_groups(readers, finished))
         except BrokerError:
@@ -860,9 +888,7 @@ def _warn_of_gap(place: _Place, offset: int) -> None:
         )
 
 
-def _pending(
-    total: Counter[Entry], finished: Mapping[tuple[str, str], int]
-) -> dict[str, int]:
+def _pending(total: Counter[Entry], finished: Mapping[tuple[str, str], int]) -> dict[str, int]:
     pending: dict[str, int] = {}
     for entry, stored in total.items():
         if entry.stage == STORED:

@@ -44,17 +44,22 @@ class Clients:
         member: Name of this process in its groups, kept over restarts (static membership, K12);
             empty: each start is a new member, and the group waits for the old one.
         timeout_s: Upper bound in seconds of a request.
-        options: Further options, for each client that knows them; a function is asked for each client anew, so that
-            a password that was changed on disk is used.
+        options: Further options, for each client that knows them; a function is asked for each
+            client anew, so that a password that was changed on disk is used.
     """
 
     def __init__(
-        self, bootstrap: str, *, member: str = "", timeout_s: float = 10.0, options: Options = {}
+        self,
+        bootstrap: str,
+        *,
+        member: str = "",
+        timeout_s: float = 10.0,
+        options: Options | None = None,
     ) -> None:
         quieten()
         self._bootstrap, self._member = bootstrap.split(","), member
         self.timeout_ms = int(timeout_s * 1000)
-        self._options = options
+        self._options: Options = options or {}
 
     def _common(self, sort: Any) -> dict[str, Any]:
         quieten()  # modules that were loaded since have loggers of their own
@@ -183,7 +188,9 @@ def connection_options(section: BrokerSection) -> Callable[[], dict[str, Any]]:
         ConfigError: They do not fit together, or a file cannot be read.
     """
     if section.protocol == "sasl_tls":
-        needs = ("token_file",) if section.mechanism == "OAUTHBEARER" else ("username", "password_file")
+        needs = (
+            ("token_file",) if section.mechanism == "OAUTHBEARER" else ("username", "password_file")
+        )
         if lacking := [name for name in needs if not getattr(section, name)]:
             raise ConfigError(
                 f"broker.protocol is sasl_tls, but broker.{lacking[0]} is not set.",
@@ -247,7 +254,7 @@ class _TokenFile(AbstractTokenProvider):  # type: ignore[misc] # kafka-python ha
 # ---------------------------------------------------------------------- what a batch may expand to
 
 
-class _Expands(ValueError):
+class _ExpandsError(ValueError):
     """A batch expands beyond its bound, or says that it is compressed in a way we do not write."""
 
 
@@ -255,7 +262,7 @@ def _gzip(data: bytes) -> bytes:
     inflate = zlib.decompressobj(wbits=31)
     found = inflate.decompress(bytes(data), _EXPANDED_BYTES + 1)
     if len(found) > _EXPANDED_BYTES or not inflate.eof:
-        raise _Expands
+        raise _ExpandsError
     return found
 
 
@@ -266,12 +273,12 @@ def _zstd(data: bytes) -> bytes:
     with opener.stream_reader(source, read_across_frames=True) as reader:
         found = reader.read(_EXPANDED_BYTES + 1)
     if len(found) > _EXPANDED_BYTES:
-        raise _Expands
+        raise _ExpandsError
     return found
 
 
 def _refused(_data: bytes) -> bytes:
-    raise _Expands
+    raise _ExpandsError
 
 
 def _cap() -> None:

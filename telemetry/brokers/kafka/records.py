@@ -10,7 +10,7 @@ Headers:
 ``events``  how many parcels it holds, for the case that it cannot be read.
 ``counts``  on sealed records: what the append that wrote it adds to the books.
 ``origin``  on clean records: offset of the sealed record that it was made from.
-``total``   on clean records: parcels that this partition has been given so far, this record's included.
+``total``   on clean records: parcels that this partition was given so far, with this record's.
 
 Nothing here imports a Kafka client.
 """
@@ -200,7 +200,10 @@ def decode_counts(raw: bytes) -> Counter[Entry]:
     """
     try:
         return Counter(
-            {Entry(str(stage), str(outcome), str(why)): int(n) for stage, outcome, why, n in json.loads(raw)}
+            {
+                Entry(str(stage), str(outcome), str(why)): int(n)
+                for stage, outcome, why, n in json.loads(raw)
+            }
         )
     except (ValueError, TypeError):
         raise BrokerError("The books on Kafka cannot be read.") from None
