@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -18,49 +17,27 @@ import pytest
 from telemetry.books import Books
 from telemetry.brokers import SEALED, Entry
 from telemetry.brokers.kafka import KafkaBroker
-from telemetry.errors import BrokerError
-from telemetry.testing.brokers import make_parcel
 from tests.kafka.server import ROOT, KafkaServer
 from tests.kafka.topics import grow_topics
+from tests.kafka.worker import GATEWAY, RECIPIENTS
 
-IN, SEAL = Entry("edge", "items_in"), Entry("edge", "sealed")
-ROLES = (SEALED, "heap", "sentry")
-BATCH = 5
+SEAL = Entry("edge", "sealed")
+ROLES = (SEALED, *RECIPIENTS)
+FIRST, SECOND = "0", "100000"
 
 
 class Crew:
-    """Processes of all roles on the topics of one test, and a gateway that never stops."""
+    """Processes of all roles on the topics of one test."""
 
     def __init__(self, folder: Path, bootstrap: str, opener: Callable[..., Any]) -> None:
         self.folder, self.bootstrap = folder, bootstrap
         self.open = opener(partitions=4)
         self.prefix: str = self.open.prefix
         self.members: dict[tuple[str, str], subprocess.Popen[bytes]] = {}
-        self.acknowledged: list[int] = []
-        self._stop = Event()
-        self._thread = Thread(target=self._append_all, daemon=True)
-        self._next = 0
 
-    def _append_all(self) -> None:
-        broker = self.open(timeout_s=3.0)
-        while not self._stop.is_set():
-            numbers = range(self._next, self._next + BATCH)
-            self._next += BATCH
-            try:
-                broker.append(SEALED, [make_parcel(n) for n in numbers], {IN: BATCH, SEAL: BATCH})
-            except BrokerError:
-                time.sleep(0.1)
-            else:
-                self.acknowledged += numbers
-            self._stop.wait(0.004)
-        broker.close()
-
-    def load(self) -> None:
-        self._thread.start()
-
-    def unload(self) -> None:
-        self._stop.set()
-        self._thread.join(20)
+    @property
+    def acknowledged(self) -> set[int]:
+        return set(self.delivered(GATEWAY))
 
     def delivered(self, role: str, member: str = "*") -> Counter[int]:
         found: Counter[int] = Counter()
@@ -88,11 +65,13 @@ class Crew:
             time.sleep(0.05)
 
     def flows(self, timeout_s: float = 30.0) -> None:
-        """Wait until an event that is appended from now on has reached both recipients."""
-        start = self._next + BATCH
-        for role in ROLES[1:]:
+        """Wait until an event that is acknowledged from now on has reached both recipients."""
+        before = self.acknowledged
+        self.until(lambda: bool(self.acknowledged - before), timeout_s, "nothing is taken")
+        new = self.acknowledged - before
+        for role in RECIPIENTS:
             self.until(
-                lambda role=role: any(n >= start for n in self.delivered(role)),
+                lambda role=role: bool(new & set(self.delivered(role))),
                 timeout_s,
                 f"nothing new reaches {role}",
             )
@@ -102,20 +81,21 @@ class Crew:
         return path.read_text("utf-8") if path.exists() else ""
 
     def settle(self) -> Books:
-        """Stop appending, wait until nothing is under way, and give the books."""
-        self.unload()
+        """Stop the gateways, wait until nothing is under way, and give the books."""
+        for role, member in list(self.members):
+            if role == GATEWAY:
+                self.end(role, member, signal.SIGTERM)
         broker = self.open(timeout_s=10.0)
 
         def idle() -> bool:
             return not broker.pending()
 
-        self.until(idle, 40.0, f"{broker.pending()} waits for ever")
-        books = Books(broker.books(), broker.pending(), ROLES[1:])
+        self.until(idle, 15.0, f"{broker.pending()} waits for ever")
+        books = Books(broker.books(), broker.pending(), RECIPIENTS)
         broker.close()
         return books
 
     def close(self) -> None:
-        self._stop.set()
         for process in self.members.values():
             process.kill()
             process.wait()
@@ -133,10 +113,11 @@ def check(crew: Crew, *, most_resent: int) -> None:
     books = crew.settle()
     assert books.exact, [(b.name, b.difference) for b in books.balances]
     appended = books.entries[SEAL]
-    assert appended >= len(crew.acknowledged) > 0
-    for role in ROLES[1:]:
+    acknowledged = crew.acknowledged
+    assert appended >= len(acknowledged) > 0
+    for role in RECIPIENTS:
         arrived = crew.delivered(role)
-        assert not set(crew.acknowledged) - set(arrived), f"{role} lost some"
+        assert not acknowledged - set(arrived), f"{role} lost some"
         assert books.entries[Entry(role, "delivered")] == appended == len(arrived)
         assert sum(arrived.values()) - len(arrived) <= most_resent
 
@@ -145,12 +126,13 @@ def test_members_come_go_and_die_under_load_and_the_books_are_exact(crew: Crew) 
     chance = random.Random(11)  # noqa: S311 - moments of death, no secret
     for role in ROLES:
         crew.start(role, "one")
-    crew.load()
+    crew.start(GATEWAY, FIRST)
     crew.flows()
     for role in ROLES:  # two of each share the partitions
         crew.start(role, "two")
+    crew.start(GATEWAY, SECOND)
     crew.until(
-        lambda: all(crew.delivered(role, "two") for role in ROLES[1:]),
+        lambda: all(crew.delivered(role, "two") for role in RECIPIENTS),
         30,
         "the second of a role gets nothing to do",
     )
@@ -161,7 +143,9 @@ def test_members_come_go_and_die_under_load_and_the_books_are_exact(crew: Crew) 
                 assert crew.end(role, member, signal.SIGKILL) == -signal.SIGKILL
                 kills += 1
                 crew.start(role, member)
-                time.sleep(chance.uniform(0.1, 0.5))
+                time.sleep(chance.uniform(0.1, 0.4))
+        assert crew.end(GATEWAY, FIRST, signal.SIGKILL) == -signal.SIGKILL
+        crew.start(GATEWAY, FIRST)
     crew.flows()
     for role in ROLES:  # one of each leaves for good; the other takes over
         assert crew.end(role, "one", signal.SIGTERM) == 0, crew.errors()[-1500:]
@@ -175,7 +159,7 @@ def test_members_come_go_and_die_under_load_and_the_books_are_exact(crew: Crew) 
 def test_topics_that_grow_together_lose_nothing(crew: Crew) -> None:
     for role in ROLES:
         crew.start(role, "one")
-    crew.load()
+    crew.start(GATEWAY, FIRST)
     crew.flows()
     streams = ("clean.heap", "clean.sentry", "dead", "held", SEALED)
     for stream in streams:  # clean ones first: the order of `telemetry topics apply`
@@ -197,7 +181,7 @@ def test_a_restart_of_the_broker_loses_nothing(crew: Crew, server: KafkaServer) 
         pytest.skip("a broker that is not ours is not restarted (kafka of our own is)")
     for role in ROLES:
         crew.start(role, "one")
-    crew.load()
+    crew.start(GATEWAY, FIRST)
     crew.flows()
     server.kill()
     time.sleep(1.0)
@@ -213,7 +197,7 @@ def test_a_second_process_of_one_name_takes_over_and_the_first_ends_with_an_erro
 ) -> None:
     crew.start("heap", "one")
     crew.start(SEALED, "one")
-    crew.load()
+    crew.start(GATEWAY, FIRST)
     crew.until(lambda: bool(crew.delivered("heap")), 30, "nothing arrives")
     first = crew.members.pop(("heap", "one"))
     crew.start("heap", "one")

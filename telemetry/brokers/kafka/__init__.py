@@ -709,17 +709,22 @@ class KafkaBroker:
 
     def _commit(self, reader: _Reader, position: _Position, more: Counter[Entry]) -> None:
         place = position.place
-        deadline = time.monotonic() + self._timeout_s
-        while not reader.settled() and time.monotonic() < deadline:
-            # The group is being dealt anew: a commit would be refused until we have joined it.
-            self._pump(reader, 100)
-        self._check_ours(reader, position)
         counts = place.counts + position.counts + more
         metadata = encode_metadata(counts, position.origin)
-        reader.consumer.commit(
-            {place.partition: kafka.OffsetAndMetadata(position.last, metadata, -1)},
-            timeout_ms=self._timeout_ms,
-        )
+        commit = {place.partition: kafka.OffsetAndMetadata(position.last, metadata, -1)}
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            while not reader.settled() and time.monotonic() < deadline:
+                # The group is being dealt anew: commits are refused until we have joined it.
+                self._pump(reader, 100)
+            self._check_ours(reader, position)
+            try:
+                reader.consumer.commit(commit, timeout_ms=self._timeout_ms)
+                break
+            except kafka.errors.RebalanceInProgressError:
+                if time.monotonic() > deadline:
+                    raise
+                self._pump(reader, 100)
         place.offset, place.counts, place.origin = position.last, counts, position.origin
         while place.waiting and place.waiting[0].offset < position.last:
             place.waiting.popleft()

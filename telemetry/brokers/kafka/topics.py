@@ -40,6 +40,7 @@ __all__ = [
     "as_terraform",
     "differences",
     "grants_for",
+    "remove",
     "topics_for",
 ]
 
@@ -337,6 +338,23 @@ def apply(section: BrokerSection, topics: Sequence[Topic]) -> None:
                 [ConfigResource(ConfigResourceType.TOPIC, t.name, dict(t.settings)) for t in there]
             )
         admin.wait_for_topics([topic.name for topic in topics])
+    except Exception as error:  # noqa: BLE001 - as above
+        raise broker_error(error) from None
+    finally:
+        clients.drop(admin)
+
+
+def remove(section: BrokerSection, topics: Sequence[Topic]) -> None:
+    """Delete topics with all that lies there. For topics of a demonstration only.
+
+    Raises:
+        BrokerError: The broker refuses.
+    """
+    admin = None
+    clients = _clients(section)
+    try:
+        admin = clients.administrator()
+        admin.delete_topics([topic.name for topic in topics])
     except Exception as error:  # noqa: BLE001 - as above
         raise broker_error(error) from None
     finally:
