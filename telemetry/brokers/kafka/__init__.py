@@ -445,8 +445,13 @@ class KafkaBroker:
     def _topic(self, stream: str) -> str:
         return topic_name(self._topic_prefix, stream)
 
-    def _group(self, group: str) -> str:
-        return f"{self._group_prefix}.{group}"
+    def _group(self, stream: str, group: str) -> str:
+        """Name a consumer group. Whoever else reads several streams is in a group for each.
+
+        In one for all, a reader that rests would keep the others waiting.
+        """
+        own = group == stage_of(stream)
+        return f"{self._group_prefix}.{group}" + ("" if own else f".{stream}")
 
     def _partition_count(self, topic: str) -> int:
         at, count = self._partitions.get(topic, (0.0, 0))
@@ -551,7 +556,7 @@ class KafkaBroker:
         topic = self._topic(stream)
         self._partition_count(topic)  # a topic that is not there is an error, not an empty stream
         try:
-            consumer, gone = self._clients.reader(self._group(group)), Gone()
+            consumer, gone = self._clients.reader(self._group(stream, group)), Gone()
             consumer.subscribe([topic], listener=gone)
             # Who deals the partitions must know the topic, or deals none in the first round.
             consumer.partitions_for_topic(topic)
@@ -578,6 +583,7 @@ class KafkaBroker:
                 if all(place.fetched >= ends[tp] for tp, place in reader.places.items()):
                     return None
             if time.monotonic() > deadline:
+                self._lose_reader(reader, TimeoutError())
                 raise BrokerError("Kafka has records or a group, but does not give them.")
             if not self._pump(reader, 100) and ends is not None:
                 self._step_over_expired(reader, ends)
@@ -772,7 +778,7 @@ class KafkaBroker:
     def _commits(self, stream: str, group: str) -> dict[Any, tuple[int, Counter[Entry]]]:
         if self._admin is None:
             self._admin = self._clients.administrator()
-        topic, name = self._topic(stream), self._group(group)
+        topic, name = self._topic(stream), self._group(stream, group)
         wanted = [kafka.TopicPartition(topic, n) for n in range(self._partition_count(topic))]
         given = self._admin.list_group_offsets({name: wanted})[name]
         return {

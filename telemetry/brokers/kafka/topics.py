@@ -420,7 +420,7 @@ def _of_broker(admin: Any, topics: Sequence[Topic]) -> list[Difference]:
     }
     found: list[Difference] = []
     try:
-        nodes = [str(broker["node_id"]) for broker in admin.describe_cluster()["brokers"]]
+        nodes = [str(broker["broker_id"]) for broker in admin.describe_cluster()["brokers"]]
         resources = [ConfigResource(ConfigResourceType.BROKER, node) for node in nodes]
         brokers = admin.describe_configs(resources, config_filter="all")["broker"]
     except kafka.errors.ClusterAuthorizationFailedError:
