@@ -531,7 +531,8 @@ class Runner:
             shared: Any = broker
             entries, pending = await self.storage.call(shared.books_of, tuple(self.sinks))
             return Books(entries, pending, tuple(self.sinks))
-        entries, pending = await self.storage.call(lambda: (broker.books(), broker.pending()))
+        snapshot = getattr(broker, "snapshot", lambda: (broker.books(), broker.pending()))
+        entries, pending = await self.storage.call(snapshot)
         names = tuple(n for n, recipient in self.policy.recipients.items() if recipient.sink)
         return Books(entries, pending, names)
 

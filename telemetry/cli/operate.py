@@ -125,6 +125,10 @@ def check(*, config: Config = None, state: State = None, as_json: Json = False) 
         "kinds": sorted(schemas.records),
         "analytics_events": len(policy.events),
     }
+    if settings.broker.kind == "kafka":
+        from telemetry.cli.roles import when_kafka_is_away  # noqa: PLC0415
+
+        report["when_kafka_is_away"] = when_kafka_is_away(settings)
     if as_json:
         typer.echo(json.dumps(report))
         return
@@ -133,6 +137,8 @@ def check(*, config: Config = None, state: State = None, as_json: Json = False) 
     for name, purpose in policy.purposes.items():
         receives = ", ".join(policy.recipients_of(name)) or "nobody"
         console.print(f"  {name}: {', '.join(purpose.kinds) or 'nothing'} → {receives}")
+    if away := report.get("when_kafka_is_away"):
+        console.print(f"While Kafka is away: {away}", soft_wrap=True)
 
 
 @app.command()

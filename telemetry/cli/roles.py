@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
 import typer
@@ -109,6 +109,24 @@ def _with_member(settings: Settings, member: str | None) -> Settings:
         return settings
     return msgspec.structs.replace(
         settings, broker=msgspec.structs.replace(settings.broker, member=member)
+    )
+
+
+_ANSWERED_503: Final = (
+    "a gateway answers 503. Lost then: what Sentry's clients for Python, JavaScript and most other "
+    "languages send (they drop what is answered 5xx), and what heap-api sends. Not lost: what our "
+    "own SDK sends, until its memory is full; a reverse proxy that keeps requests."
+)
+
+
+def when_kafka_is_away(settings: Settings) -> str:
+    """Say what becomes of events while Kafka takes none, and which clients lose them."""
+    if settings.gateway.on_broker_loss == "reject":
+        return _ANSWERED_503
+    return (
+        "`telemetry gateway` keeps events, encrypted, on its own disk, up to "
+        f"{settings.broker.quota_mib} MiB, and answers 200: no client loses any until that is full "
+        "or the disk is lost. `telemetry run` on Kafka answers 503."
     )
 
 

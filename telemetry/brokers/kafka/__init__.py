@@ -308,22 +308,24 @@ class KafkaBroker:
             reader.turn = int(position.place.partition.partition)
 
     def books(self) -> dict[Entry, int]:
-        """All counts: of what was finished, and of what stands in sealed records behind that.
+        """All counts: of what was finished, and of what stands in sealed records behind that."""
+        return self.snapshot()[0]
+
+    def pending(self) -> dict[str, int]:
+        """Parcels that the stream's own reader, or a group polled here, has not finished."""
+        return self.snapshot()[1]
+
+    def snapshot(self) -> tuple[dict[Entry, int], dict[str, int]]:
+        """Books and pending of one moment: their sums agree while everybody works.
 
         Needs the right to read the sealed topic. Of a backlog of more than twenty thousand records
         what lies behind them is not in yet; the sums agree all the same.
         """
         with self._call():
-            total, _ = self._all_books()
-        return {
-            entry: n for entry, n in total.items() if n and entry.stage not in {STORED, FINISHED}
-        }
-
-    def pending(self) -> dict[str, int]:
-        """Parcels that the stream's own reader, or a group polled here, has not finished."""
-        with self._call():
             total, finished = self._all_books()
-        return _pending(total, finished)
+        hidden = {STORED, FINISHED}
+        entries = {entry: n for entry, n in total.items() if n and entry.stage not in hidden}
+        return entries, _pending(total, finished)
 
     def books_of(self, recipients: Collection[str]) -> tuple[dict[Entry, int], dict[str, int]]:
         """Counts and pending parcels of some recipients alone, from commits.
@@ -738,16 +740,25 @@ class KafkaBroker:
     # ------------------------------------------------------------------ books
 
     def _all_books(self) -> tuple[Counter[Entry], dict[tuple[str, str], int]]:
-        """Sum up all counts; and how many parcels each group has finished of each stream."""
+        """Sum up all counts; and how many parcels each group has finished of each stream.
+
+        Read against the stream, last readers first: what moves on meanwhile then counts as pending,
+        and the sums agree while everybody works.
+        """
         finished: dict[tuple[str, str], int] = {}
+        sealed = (SEALED, stage_of(SEALED))
         try:
-            total = self._of_groups(self._groups, finished)
-            total.update(self._of_tail())
-            streams = [
-                e.outcome for e in total if e.stage == STORED and e.outcome.startswith(clean(""))
-            ]
-            readers = {(stream, stage_of(stream)) for stream in streams} - self._groups
-            total.update(self._of_groups(readers, finished))
+            known = self._of_commits(self._commits(*sealed))
+            made = {
+                e.outcome for e in known if e.stage == STORED and e.outcome.startswith(clean(""))
+            }
+            readers = ({(stream, stage_of(stream)) for stream in made} | self._groups) - {sealed}
+            total = self._of_groups(readers, finished)
+            commits = self._commits(*sealed)
+            counts = self._of_commits(commits)
+            finished[sealed] = counts[Entry(FINISHED, SEALED)]
+            total.update(counts)
+            total.update(self._of_tail(commits))
         except BrokerError:
             raise
         except Exception as error:  # noqa: BLE001 - a client that failed once is not used again
@@ -767,11 +778,15 @@ class KafkaBroker:
         """Add up what the commits of groups say."""
         total: Counter[Entry] = Counter()
         for stream, group in sorted(groups):
-            counts: Counter[Entry] = Counter()
-            for offset, of_partition in self._commits(stream, group).values():
-                if offset >= 0:
-                    counts.update(of_partition)
+            counts = self._of_commits(self._commits(stream, group))
             finished[stream, group] = counts[Entry(FINISHED, stream)]
+            total.update(counts)
+        return total
+
+    @staticmethod
+    def _of_commits(commits: Mapping[Any, tuple[int, Counter[Entry]]]) -> Counter[Entry]:
+        total: Counter[Entry] = Counter()
+        for _, counts in commits.values():
             total.update(counts)
         return total
 
@@ -787,9 +802,8 @@ class KafkaBroker:
             if commit.offset >= 0
         }
 
-    def _of_tail(self) -> Counter[Entry]:
+    def _of_tail(self, commits: Mapping[Any, tuple[int, Counter[Entry]]]) -> Counter[Entry]:
         """Add up what sealed records say that the pseudonymizer has not finished."""
-        commits = self._commits(SEALED, stage_of(SEALED))
         topic = self._topic(SEALED)
         partitions = [kafka.TopicPartition(topic, n) for n in range(self._partition_count(topic))]
         if self._tail_reader is None:
@@ -801,7 +815,8 @@ class KafkaBroker:
         oldest = reader.beginning_offsets(partitions, timeout_ms=self._timeout_ms)
         ends = self._ends(reader, partitions)
         for partition in partitions:
-            start = max(commits.get(partition, (0,))[0], oldest[partition])
+            committed = commits[partition][0] if partition in commits else 0
+            start = max(committed, oldest[partition])
             tail = self._tails.get(partition)
             if tail is None or tail.next < start:
                 self._tails[partition] = _Tail(start)
