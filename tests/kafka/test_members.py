@@ -91,7 +91,7 @@ class Crew:
         def idle() -> bool:
             return not broker.pending()
 
-        self.until(idle, 15.0, f"{broker.pending()} waits for ever")
+        self.until(idle, 60.0, f"{broker.pending()} waits for ever")
         books = Books(*broker.snapshot(), RECIPIENTS)
         broker.close()
         return books

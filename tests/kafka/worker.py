@@ -77,7 +77,7 @@ def main(role: str, bootstrap: str, prefix: str, member: str, path: str) -> None
             if role == GATEWAY:
                 lines = log.read_text("utf-8").split()
                 take(broker, int(lines[-1] if lines else member, 16), attempted, written)
-                time.sleep(0.004)
+                time.sleep(0.02)
                 continue
             busy = pseudonymize(broker) if role == SEALED else forward(broker, role, written)
         except BrokerError as error:

@@ -121,6 +121,7 @@ class _Reader:
     places: dict[Any, _Place] = field(default_factory=dict)
     turn: int = -1
     tended: float = 0.0
+    generation: int = -1
 
     def settled(self) -> bool:
         """Tell whether the group has come together with us in it."""
@@ -606,12 +607,15 @@ class KafkaBroker:
         try:
             got = consumer.poll(timeout_ms=timeout_ms, max_records=_FETCH_RECORDS)
         except Exception:
+            self._adopt(reader)
             self._suspect(reader)
+            if self._step_over_holes(reader):
+                return True  # behind it the client reads on; only at it, it would spin (K3)
             raise
         reader.tended = time.monotonic()
-        self._adopt(reader)
+        new_here = self._adopt(reader)
         for partition, records in got.items():
-            if partition not in reader.places:
+            if partition not in reader.places or partition in new_here:
                 continue
             place = reader.places[partition]
             new = [record for record in records if record.offset >= place.fetched]
@@ -619,25 +623,39 @@ class KafkaBroker:
                 _warn_of_gap(place, new[0].offset)
                 place.waiting.extend(new)
                 place.fetched = new[-1].offset + 1
-        for partition, place in reader.places.items():
-            bad, good = self._holes.get(partition, (-1, -1))
-            if place.fetched == bad:
-                place.waiting.append(_Hole(good - 1, good - bad))
-                place.fetched = good
-                consumer.seek(partition, good)
+        self._step_over_holes(reader)
         return bool(got)
 
-    def _adopt(self, reader: _Reader) -> None:
-        """Forget the partitions that were taken from us, learn where we stand in new ones."""
+    def _adopt(self, reader: _Reader) -> set[Any]:
+        """Forget the partitions that were taken from us, learn where we stand in new ones.
+
+        Returns:
+            Those that are new, or in which somebody else was meanwhile: they are read from their
+            position, whatever the client has fetched of them.
+        """
         for partition in reader.gone.take():
             reader.places.pop(partition, None)
-        assigned = reader.consumer.assignment()
+        consumer = reader.consumer
+        assigned = consumer.assignment()
         for partition in list(reader.places):
             if partition not in assigned:
                 del reader.places[partition]
+        # The client may find that it owns what it owned before, and not tell that the group was
+        # without us for a while. A commit from what we remember would then set the group back.
+        generation = consumer.group_metadata().generation_id
+        dealt_anew = generation != reader.generation
+        reader.generation = generation
+        new_here: set[Any] = set()
         for partition in assigned:
-            if partition not in reader.places:
-                reader.places[partition] = self._place(reader.consumer, partition)
+            known = reader.places.get(partition)
+            if known is not None and not dealt_anew:
+                continue
+            place = self._place(consumer, partition)
+            if known is None or known.offset != place.offset:
+                reader.places[partition] = place
+                consumer.seek(partition, place.offset)
+                new_here.add(partition)
+        return new_here
 
     def _place(self, consumer: Any, partition: Any) -> _Place:
         timeout_ms = self._timeout_ms
@@ -667,6 +685,18 @@ class KafkaBroker:
                 reader.consumer.seek(partition, start)
 
     # A batch whose checksum is wrong, or that expands without end, is met at the same offset again.
+
+    def _step_over_holes(self, reader: _Reader) -> bool:
+        """Go on behind what is known to be unreadable. Tells whether there was any."""
+        stepped = False
+        for partition, place in reader.places.items():
+            bad, good = self._holes.get(partition, (-1, -1))
+            if place.fetched == bad:
+                place.waiting.append(_Hole(good - 1, good - bad))
+                place.fetched = good
+                reader.consumer.seek(partition, good)
+                stepped = True
+        return stepped
 
     def _suspect(self, reader: _Reader) -> None:
         """After a failed fetch: the second at the same place is looked into, and stepped over."""

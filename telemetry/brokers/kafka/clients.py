@@ -128,6 +128,8 @@ class Clients:
                 client.close(autocommit=False, timeout_ms=1000)
             else:
                 client.close()
+        # Its destructor would close once more, wait for a thread that does not end, and complain.
+        client.close = _closed
 
     @staticmethod
     def leave_to_parent(clients: Collection[Any]) -> None:
@@ -136,6 +138,10 @@ class Clients:
             if client is not None:
                 # Its threads did not survive the fork, and its destructor would wait for them.
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(client))
+
+
+def _closed(*_: object, **__: object) -> None:
+    """Stand in for the `close` of a client that was closed or given up."""
 
 
 def _assignor() -> Any:
