@@ -71,6 +71,7 @@ def test_a_batch_whose_bytes_changed_on_disk_is_stepped_over_and_counted(
     assert "kafka_unreadable" in caplog.text
     books = broker.books()
     assert books[Entry(GROUP, "dead", "unreadable_record")] == 1
+    broker.close()
     assert numbers(opened(), SEALED, GROUP) == []
 
 
