@@ -76,6 +76,7 @@ __all__ = ["KafkaBroker", "topic_name"]
 _IN_FLIGHT_BYTES: Final = 16 * 1024**2
 _FETCH_RECORDS: Final = 256
 _TEND_S: Final = 0.5
+_STALLED_S: Final = 3.0
 _PARTITIONS_S: Final = 1.0
 _TAIL_RECORDS: Final = 20_000
 _TAIL_S: Final = 3.0
@@ -510,6 +511,7 @@ class KafkaBroker:
         more[entry] += len(parcels)
         topic, number = self._topic(stream), int(position.place.partition.partition)
         if number >= self._partition_count(topic):
+            self._drop_producer()  # perhaps it only has not heard of the new ones
             raise BrokerError(f"{topic} has fewer partitions than the sealed topic.")
         headers = [
             ("events", b"%d" % len(parcels)),
@@ -581,6 +583,9 @@ class KafkaBroker:
             if place is not None:
                 return place
             if reader.settled():
+                # Whoever waits for a group may wait long; records that are there come at once, or
+                # the client has lost its way: it is made anew.
+                deadline = min(deadline, time.monotonic() + _STALLED_S)
                 if ends is None or ends.keys() != reader.places.keys():
                     ends = self._ends(reader.consumer, list(reader.places))
                 if all(place.fetched >= ends[tp] for tp, place in reader.places.items()):
