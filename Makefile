@@ -11,7 +11,7 @@ PYTHON ?=
 WORKERS ?= 2
 SHORT ?=
 
-.PHONY: help setup run test check bench score lint types docs generate lock dist clean
+.PHONY: help setup run test check bench score fuzz lint types docs generate lock dist clean
 
 help:
 	@printf '%s\n' \
@@ -20,6 +20,7 @@ help:
 	  'make check   lint, types, snippets in the papers, generated files' \
 	  'make bench   speed as ratios taken in one run (build/bench.json); SHORT=1: a quick gate' \
 	  'make score   recall and over-scrubbing of the detectors on our own corpus, against its bars' \
+  'make fuzz    inputs made to break promises; SECONDS=600 for each target, TARGETS="text url"' \
   'make setup   prepare .venv only' \
 	  'make lock    resolve requirements.lock again (needs uv)' \
 	  'make dist    sdist and wheel, installed and started outside the checkout'
@@ -74,6 +75,10 @@ bench: $(READY)
 
 score: $(READY)
 	@$(BIN)/python -m tests.score
+
+# The shell knows a SECONDS of its own: only one that was given to make counts.
+fuzz: $(READY)
+	@$(BIN)/python -m tests.fuzz $(TARGETS) --seconds $(if $(filter command line,$(origin SECONDS)),$(SECONDS),60) --jobs $(WORKERS)
 
 lock:
 	@command -v uv >/dev/null || { echo 'make lock needs uv: pip install uv' >&2; exit 1; }

@@ -72,6 +72,10 @@ class AddressProfile:
         if not (0 <= self.v4_bits <= 32 and 0 <= self.v6_bits <= 128):  # noqa: PLR2004
             raise RuleError(f"address profile {self.name!r} keeps bits that no address has")
 
+    def __hash__(self) -> int:
+        # One look-up in the cache of addresses must not hash four fields.
+        return hash(self.name)
+
 
 def truncate_ip(address: str, *, profile: AddressProfile | str = "default") -> str:
     """Keep the network part of an IP address.

@@ -8,7 +8,8 @@ automaton of all anchors: its speed depends neither on their number nor, RE2 bei
 what an attacker sends. Patterns run only where their anchor hit.
 
 RE2's ``Set`` is never the gate: out of memory it reports "no match" (google/re2 #136), while a
-single expression falls back to a slower engine.
+single expression falls back to a slower engine. Behind the gate the Set says which anchors hit;
+where it then names none, each anchor is asked.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import unicodedata
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from scrubbers.model import RuleError
@@ -34,10 +36,16 @@ SEPARATOR = "\x1e"
 _SEPARATOR_BYTE = SEPARATOR.encode()
 """Stands between the fields of an event when they are searched as one text."""
 
+_MAX_MARKS = 30
+_MAX_LIGATURES = 16
+_LIGATURES = ("\ufdfa", "\ufdfb")
 _MAX_ANCHOR_POSITIONS = 16
 _MAX_REPEAT = 1_000
 _MAX_CANDIDATES = 4_096
-_GROUP_SIZE = 8
+# For the states that RE2 keeps of an automaton. Random text visits so many that its default of 8 MB
+# does not do: it would fall back to an engine a hundred times slower. Nothing is taken beforehand.
+_AUTOMATON_BYTES = 32 * 1024 * 1024
+_NOTHING = r"[^\x{0}-\x{10ffff}]"
 _MAX_SLOWNESS = 30
 _MAX_CLEAN_HITS = 150
 _SYLLABLES = (
@@ -52,8 +60,6 @@ _FIXED_KINDS = (
 )  # fmt: skip
 _REPLACEMENT = re.compile(r"<([a-z_]{1,20})(:#)?>")
 _MACRO = re.compile(r"\{\{([a-z0-9_]{1,20})\}\}")
-# An anchor that begins with words in any case.
-_WORDS = re.compile(r"\(\?i:(?:\(\?:)?[a-z]{2}")
 _FIELDS = frozenset(
     {"class", "anchor", "pattern", "validator", "replacement", "match", "clean", "source"}
 )
@@ -84,8 +90,43 @@ def searchable(text: str) -> str:
     """
     if text.isascii():
         return text
-    form = unicodedata.normalize("NFKC", text.encode("utf-8", "replace").decode("utf-8"))
-    return unicodedata.normalize("NFKC", _INVISIBLE.sub("", form))
+    form = _normalized(text.encode("utf-8", "replace").decode("utf-8"))
+    shown = _INVISIBLE.sub("", form)
+    return form if shown == form else _normalized(shown)
+
+
+def _normalized(text: str) -> str:
+    """Give the NFKC form of a text in linear time.
+
+    Combining marks are put into an order, which takes the square of how many stand together; and
+    two ligatures stand for whole sentences. A mebibyte of either would take minutes and seconds.
+
+    Source:
+        UAX 15, 13: no language puts more than 30 marks together.
+    """
+    for ligature in _LIGATURES:
+        if text.count(ligature) > _MAX_LIGATURES:
+            text = text.replace(ligature, "?")
+    form = unicodedata.normalize("NFKC", _without_piles(text))
+    # A prefix of what is normalized is normalized, so that no third pass would change it.
+    return _without_piles(form)
+
+
+def _without_piles(text: str) -> str:
+    """Take the marks behind the thirtieth of those that stand together."""
+    # Whatever holds so many in a row holds one at a place that is looked at here.
+    if len(text) <= _MAX_MARKS or not _marks()[0].search(text[::_MAX_MARKS]):
+        return text
+    return _marks()[1].sub(r"\1", text)
+
+
+@cache
+def _marks() -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """Compile what finds a combining mark, and too many of them."""
+    # Those of all planes that have any; a new version of Unicode must not need a new one of this.
+    found = (chr(code) for code in range(0x300, 0x20000) if unicodedata.combining(chr(code)))
+    mark = f"[{''.join(found)}]"
+    return re.compile(mark), re.compile(f"({mark}{{{_MAX_MARKS}}}){mark}+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,15 +158,21 @@ class Detector:
     source: str
 
 
+def _options() -> Any:
+    options = re2.Options()
+    options.log_errors = False
+    options.max_mem = _AUTOMATON_BYTES
+    return options
+
+
 class _Expression:
     """A compiled RE2 expression over UTF-8 bytes, without the wrapper's match objects."""
 
     __slots__ = ("_match",)
 
     def __init__(self, pattern: str, *, capture: bool) -> None:
-        options = re2.Options()
+        options = _options()
         options.never_capture = not capture
-        options.log_errors = False
         # The wrapper decodes and builds objects at 3 µs a call; the call below it takes 0.3 µs.
         compiled = re2.compile(pattern, options)
         self._match: Callable[[Any, bytes, int, int], Sequence[Span]] = compiled._regexp.Match  # noqa: SLF001
@@ -168,7 +215,7 @@ class Detectors:
         numbered: Kinds whose placeholders carry a number.
     """
 
-    __slots__ = ("_gates", "_groups", "_placeholder", "numbered", "rows")
+    __slots__ = ("_by_anchor", "_gate", "_placeholder", "_which", "numbered", "rows")
 
     def __init__(self, rows: Sequence[_Row]) -> None:
         """Take rows that `compile` has checked."""
@@ -176,26 +223,18 @@ class Detectors:
         self.numbered = frozenset(row.detector.kind for row in rows if row.detector.numbered)
         kinds = sorted({*_FIXED_KINDS, *(row.detector.kind for row in rows)})
         self._placeholder = re.compile(rf"<(?:{'|'.join(kinds)})(?::[1-9][0-9]{{0,2}})?>".encode())
-        # Detectors with the same anchor share one copy of it. Words and shapes have an automaton
-        # each: in one, the states would be pairs of what either has seen so far, RE2's memory for
-        # them (8 MB) would not do, and it would fall back to an engine a hundred times slower.
-        anchors = dict.fromkeys(row.detector.anchor for row in rows)
-        words = [anchor for anchor in anchors if _WORDS.match(anchor)]
-        shapes = [anchor for anchor in anchors if not _WORDS.match(anchor)]
-        self._gates = tuple(
-            _Expression(_any_of(part), capture=False) for part in (shapes, words) if part
+        # Detectors with the same anchor share one copy of it.
+        self._by_anchor: tuple[tuple[int, ...], ...] = tuple(
+            tuple(n for n, row in enumerate(rows) if row.detector.anchor == anchor)
+            for anchor in dict.fromkeys(row.detector.anchor for row in rows)
         )
-        self._groups = tuple(
-            (
-                _Expression(
-                    _any_of(list(dict.fromkeys(row.detector.anchor for row in group))),
-                    capture=False,
-                ),
-                group,
-            )
-            for first in range(0, len(rows), _GROUP_SIZE)
-            for group in [self.rows[first : first + _GROUP_SIZE]]
-        )
+        anchors = [rows[places[0]].detector.anchor for places in self._by_anchor]
+        self._gate = _Expression(_any_of(anchors) if anchors else _NOTHING, capture=False)
+        anchor_set = re2._re2.Set(_UNANCHORED, _options())  # noqa: SLF001 - without its wrapper
+        for anchor in anchors:
+            anchor_set.Add(anchor.encode())
+        anchor_set.Compile()
+        self._which: Callable[[bytes], list[int]] = anchor_set.Match
 
     @classmethod
     def compile(cls, table: Mapping[str, Any]) -> Detectors:
@@ -286,7 +325,7 @@ class Detectors:
 
     def gate_bytes(self, data: bytes) -> bool:
         """As `gate`, for the UTF-8 bytes of a text in its searchable form."""
-        return any(gate.hits(data) for gate in self._gates)
+        return self._gate.hits(data)
 
     def suspects(self, data: bytes, ends: Sequence[int]) -> set[int]:
         """Tell in which of several texts an anchor hits; in the others nothing can be found.
@@ -299,27 +338,28 @@ class Detectors:
             Places of texts, counted from 0.
         """
         found: set[int] = set()
-        for gate in self._gates:
-            position = 0
-            while position >= 0:
-                start, end = gate.spans(data, position)[0]
-                if start < 0:
-                    break
-                # An anchor may begin or end with the separator: then it is about both neighbours.
-                last = min(bisect_right(ends, max(start, end - 1)), len(ends) - 1)
-                found.update(range(bisect_right(ends, start), last + 1))
-                # Behind the end of the text: its other anchors would tell nothing new.
-                position = data.find(_SEPARATOR_BYTE, end)
+        position = 0
+        while position >= 0:
+            start, end = self._gate.spans(data, position)[0]
+            if start < 0:
+                break
+            # An anchor may begin or end with the separator: then it is about both neighbours.
+            last = min(bisect_right(ends, max(start, end - 1)), len(ends) - 1)
+            found.update(range(bisect_right(ends, start), last + 1))
+            # Behind the end of the text: its other anchors would tell nothing new.
+            position = data.find(_SEPARATOR_BYTE, end)
         return found
 
     def _hit_all(self, data: bytes) -> bool:
         return bool(self.suspects(data, [len(data) + 1]))
 
-    def candidates(self, data: bytes) -> Iterator[_Row]:
-        """Yield the rows whose anchor hits, in the order of the table."""
-        for group, rows in self._groups:
-            if group.hits(data):
-                yield from (row for row in rows if row.anchor.hits(data))
+    def candidates(self, data: bytes) -> list[_Row]:
+        """Give the rows whose anchor hits, in the order of the table."""
+        rows = self.rows
+        if hit := self._which(data):
+            return [rows[n] for n in sorted(n for anchor in hit for n in self._by_anchor[anchor])]
+        # The Set names none also when its memory does not do, and then only the gate is right.
+        return [row for row in rows if row.anchor.hits(data)] if self._gate.hits(data) else []
 
     def find(self, row: _Row, data: bytes) -> Iterator[Span]:
         """Yield the spans of `data` that a row claims, from left to right, without overlap.

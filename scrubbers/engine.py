@@ -9,8 +9,8 @@ treatment is compiled from ``schemas/*.avsc`` (`telemetry.schema`); this module 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import accumulate
 from typing import Any, Final, NamedTuple, Protocol
@@ -19,7 +19,7 @@ from scrubbers.address import AddressProfile, truncate_ip
 from scrubbers.detectors import SEPARATOR, Detectors, searchable
 from scrubbers.known_values import KnownValues
 from scrubbers.model import AddressError, Remark, Scrubbed
-from scrubbers.text import Numbering, redact_text
+from scrubbers.text import Numbering, redact_suspect
 from scrubbers.time import coarsen_time
 from scrubbers.url import reduce_url
 from scrubbers.user_agent import reduce_user_agent
@@ -30,6 +30,7 @@ __all__ = [
     "RULES",
     "Ledger",
     "Outcome",
+    "Quiet",
     "Rules",
     "Slot",
     "Treatments",
@@ -44,6 +45,35 @@ Path = tuple[str | int, ...]
 Slot = tuple[Any, Any, str, Path, Path, bool]
 """Owner (object, list or dict), attribute or index, text, path of the record, rest of the path, and
 whether it is text of the program (see `Ledger.statics`)."""
+
+
+class Quiet:
+    """Texts of programs that were searched and hold nothing: source lines, functions, files.
+
+    An application raises its errors from the same lines again and again. What is known to hold
+    nothing goes out as it came in, and is neither searched nor worked on a second time. Of no use
+    to values of requests: they are not looked for in these texts (`Ledger.statics`).
+    """
+
+    __slots__ = ("files", "texts")
+
+    def __init__(self) -> None:
+        self.texts: set[str] = set()
+        self.files: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"Quiet({len(self.texts)} texts, {len(self.files)} files)"
+
+    def learn(self, texts: list[str], files: list[str], loud: Collection[str]) -> None:
+        """Keep what is not among the suspects, up to some 10 MB."""
+        for memory, seen in ((self.texts, texts), (self.files, files)):
+            if len(memory) > _QUIET_TEXTS:
+                memory.clear()
+            memory.update(t for t in seen if len(t) <= _QUIET_LENGTH and t not in loud)
+
+
+_QUIET_TEXTS: Final = 32_768
+_QUIET_LENGTH: Final = 200
 
 
 RULES: Final = frozenset(
@@ -72,12 +102,14 @@ class Treatments:
         grain_s: Seconds to which times are rounded down.
         user_agents: Reduce user agents here; else they are passed to a later hop as they are,
             which only the SDK does, over loopback or TLS (it has no user-agent parser).
+        quiet: What these detectors found nothing in; each object has its own.
     """
 
     detectors: Detectors
     address_profile: AddressProfile
     grain_s: float
     user_agents: bool = True
+    quiet: Quiet = field(default_factory=Quiet, repr=False, compare=False)
 
 
 class Rules(Protocol):
@@ -97,8 +129,8 @@ class Rules(Protocol):
     def recheck(self, contract: Any, path: Path, ledger: Ledger) -> None:
         """Treat a contract's object again, in place, by the policy of today."""
 
-    def slots(self, contract: Any, path: Path) -> Iterator[Slot]:
-        """All free text of the object, with the place it stands in."""
+    def slots(self, contract: Any, texts: Collection[str], statics: Collection[str]) -> list[Slot]:
+        """Where some of the object's free texts stand, in the order of its fields."""
 
     def encode(self, contract: Any) -> bytes:
         """Write the contract's object as JSON."""
@@ -210,6 +242,7 @@ class Ledger:
         "client_address",
         "event_id",
         "event_time",
+        "files",
         "identifiers",
         "known",
         "remarks",
@@ -226,6 +259,7 @@ class Ledger:
         # request's own values are not looked for: account 4711 must not change a line that says
         # 4711, or one error would become as many as there are accounts.
         self.statics: list[str] = []
+        self.files: list[str] = []
         self.remarks: list[Remark] = []
         self.identifiers: list[tuple[str, str | int]] = []
         self.known: list[tuple[str, str]] = []
@@ -240,7 +274,7 @@ class Ledger:
         """Note that a value did not fit its type and is gone."""
         self.remarks.append(Remark((*path, name), "type", "invalid"))
 
-    def know(self, kind: str, value: Any, path: Path, name: str) -> None:
+    def know(self, kind: str, value: Any, remark: Remark) -> None:
         """Take a value out of the event and look for it everywhere else in it."""
         text = value if type(value) is str else str(value)
         if text in _EMPTY:
@@ -251,14 +285,14 @@ class Ledger:
             self.known.append((kind, text.rpartition(" ")[2]))
         else:
             self.known.append((kind, text))
-        self.remarks.append(Remark((*path, name), "strip", "remove"))
+        self.remarks.append(remark)
 
-    def identify(self, kind: str, value: str | int, path: Path, name: str) -> None:
+    def identify(self, kind: str, word: str, value: str | int) -> None:
         """Take an identifier out of the event, to be sealed for the pseudonymizer."""
         if value == "":
             return
         self.identifiers.append((kind, value))
-        self.known.append((kind.partition(":")[0], str(value)))
+        self.known.append((word, str(value)))
 
     def formatted(self, form: str, value: Any, path: Path, name: str) -> str | None:
         """Keep a technical text only in its declared form."""
@@ -328,6 +362,8 @@ class Ledger:
         if not reduced:
             return None
         self.statics.append(reduced)
+        if reduced == value:
+            self.files.append(value)
         return reduced
 
     def user_agent(self, value: str, path: Path, name: str) -> str | None:
@@ -345,13 +381,30 @@ class Ledger:
         Takes RFC 3339 text (without an offset: UTC, as Sentry defines it) or seconds since 1970.
         """
         # What SDKs write most, many times in an event, is cut as text.
-        if type(value) is str and self.treatments.grain_s == 1 and _UTC_TEXT.fullmatch(value):
-            return f"{value[:19]}Z"
+        if type(value) is str and (text := self._cut(value)) is not None:
+            return text
         at = self.moment(value)
         if at is None:
             self.invalid(path, name)
             return None
         return at.isoformat().replace("+00:00", "Z")
+
+    def happened(self, value: str | float, path: Path, name: str) -> str | None:
+        """As `time`, for the time of the event itself."""
+        text = self.time(value, path, name)
+        self.event_time = None if text is None else self.moment(text)
+        return text
+
+    def _cut(self, text: str) -> str | None:
+        """Round the usual text of a time down without reading it; None if it is not usual."""
+        grain = self.treatments.grain_s
+        # A grid of whole seconds that begins anew each minute can be read off the seconds.
+        if grain % 1 or 60 % grain or not _UTC_TEXT.fullmatch(text):
+            return None
+        if grain == 1:
+            return f"{text[:19]}Z"
+        second = int(text[17:19])
+        return f"{text[:17]}{second - second % int(grain):02d}Z"
 
     def moment(self, value: str | float) -> datetime | None:
         """Read a time and round it down, or give None if it is none."""
@@ -384,49 +437,59 @@ class Ledger:
 
     def shape(self, value: Mapping[str, Any], path: Path, name: str) -> dict[str, str] | None:
         """Keep the names of variables and the class of their values, never content or length."""
-        shapes = {_read_variable(key) or "<key>": _shape(bytes(raw)) for key, raw in value.items()}
+        of_text, of_start = _SHAPE_BY_TEXT.get, _SHAPE_BY_START.get
+        shapes = {
+            _VARIABLES[key]: of_text(item) or of_start(item[:1], "text")
+            if type(item) is str
+            else _shape(item)
+            for key, item in value.items()
+        }
         if not shapes:
             return None
-        self.statics.extend(shapes)
+        if not self.treatments.quiet.texts.issuperset(shapes):
+            self.statics.extend(shapes)
         self.remarks.append(Remark((*path, name), "shape", "reduce"))
         return shapes
 
 
-_read_variable = _Memo(_matching(_IDENTIFIER)).read
+class _Variables(dict[str, str]):
+    """Name of a variable → how it is shown."""
+
+    def __missing__(self, name: str) -> str:
+        if not _IDENTIFIER.fullmatch(name):
+            return "<key>"
+        if len(self) < _MEMO:
+            self[name] = name
+        return name
+
+
+_VARIABLES: Final = _Variables()
 _SHAPES: Final = ("null", "bool", "number", "text", "list", "map", "object", "empty")
-_NUMBER: Final = "-0123456789"
-# By the first two bytes of the JSON. SDKs send locals as their ``repr``: a text that shows it.
-_SHAPE_BY_START: Final[Mapping[bytes, str]] = {
-    start.encode(): shape
-    for first, shape in (
-        *((f"{digit}", "number") for digit in _NUMBER),
-        ("t", "bool"),
-        ("f", "bool"),
-        ("n", "null"),
-        ("[", "list"),
-        ("{", "map"),
-        *((f'"{digit}', "number") for digit in _NUMBER),
-        ('"[', "list"),
-        ('"(', "list"),
-        ('"{', "map"),
-        ('"<', "object"),
-    )
-    for start in ([first] if len(first) > 1 else [first, *(first + chr(n) for n in range(32, 127))])
+# SDKs send locals as their ``repr``: a text that shows by its beginning what it is of.
+_SHAPE_BY_TEXT: Final[Mapping[str, str]] = {
+    **{shape: shape for shape in _SHAPES},
+    **dict.fromkeys(("None", "null", "undefined"), "null"),
+    **dict.fromkeys(("True", "False"), "bool"),
+    **dict.fromkeys(("", "''", '""', "[]", "{}", "()"), "empty"),
+    "[Filtered]": "text",  # what sentry-sdk writes for a name it knows
 }
-_SHAPE_BY_WORD: Final[Mapping[bytes, str]] = {
-    **{f'"{shape}"'.encode(): shape for shape in _SHAPES},
-    **dict.fromkeys((b'"None"', b'"null"', b'"undefined"'), "null"),
-    **dict.fromkeys((b'"True"', b'"False"'), "bool"),
-    **dict.fromkeys(
-        (b'""', b"\"''\"", b'"\\"\\""', b'"[]"', b'"{}"', b'"()"', b"[]", b"{}"), "empty"
-    ),
-    b'"[Filtered]"': "text",  # what sentry-sdk writes for a name it knows
+_SHAPE_BY_START: Final[Mapping[str, str]] = {
+    **dict.fromkeys("-0123456789", "number"),
+    **dict.fromkeys("[(", "list"),
+    "{": "map",
+    "<": "object",
 }
 
 
-def _shape(raw: bytes) -> str:
-    """Class of a JSON value; never what it holds or how long it is."""
-    return _SHAPE_BY_WORD.get(raw) or _SHAPE_BY_START.get(raw[:2], "text")
+def _shape(value: Any) -> str:
+    """Class of a JSON value that is no text; never what it holds or how long it is."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, list | dict):
+        return ("list" if isinstance(value, list) else "map") if value else "empty"
+    return "number"
 
 
 def scrub(
@@ -483,51 +546,42 @@ def _outcome(contract: Any, rules: Rules, ledger: Ledger) -> Outcome:
 
 def _redact(contract: Any, rules: Rules, ledger: Ledger) -> None:
     """Scan all free text in one pass; only where something may be, go text by text."""
-    detectors = rules.treatments.detectors
+    treatments = rules.treatments
+    detectors = treatments.detectors
     known = KnownValues(ledger.known) if ledger.known and ledger.texts else None
     texts = _suspects(ledger.texts, detectors, known)
-    statics = _suspects(ledger.statics, detectors, None)
+    statics: Collection[str] = ()
+    if ledger.statics:
+        statics = _suspects(ledger.statics, detectors, None)
+        treatments.quiet.learn(ledger.statics, ledger.files, statics)
     if not texts and not statics:
         return
     numbering = Numbering()
-    # Texts were gathered in the order in which the slots come; a test holds the two together.
-    here = there = -1
-    for owner, key, text, path, tail, static in rules.slots(contract, ()):
-        if static:
-            there += 1
-            if there not in statics:
-                continue
-        else:
-            here += 1
-            if here not in texts:
-                continue
+    for owner, key, text, path, tail, static in rules.slots(contract, texts, statics):
         if type(owner) is dict and key is not KEY and key not in owner:
             continue  # it went with its name
         # Text of the program is numbered by itself: if numbers went on from the message, a source
         # line would read differently for each person, and Sentry groups by source lines.
-        redacted, remarks = redact_text(
-            text,
-            detectors,
-            known=None if static else known,
-            numbering=None if static else numbering,
+        redacted, remarks = redact_suspect(
+            text, detectors, None if static else known, Numbering() if static else numbering
         )
         if not remarks:
             continue
+        where = (*path, *tail)
         if key is KEY:
             # The name of an entry cannot be shown once it was personal: the entry goes.
             owner.pop(text, None)
-            ledger.remarks.append(Remark((*path, *tail, "<key>"), remarks[0].rule, "remove"))
+            ledger.remarks.append(Remark((*where, "<key>"), remarks[0].rule, "remove"))
             continue
         if type(owner) is list or type(owner) is dict:
             owner[key] = redacted
         else:
             setattr(owner, key, redacted)
-        where = (*path, *tail)
-        ledger.remarks.extend(remark._replace(path=where) for remark in remarks)
+        ledger.remarks.extend(Remark(where, r.rule, r.action, r.start, r.end) for r in remarks)
 
 
-def _suspects(texts: list[str], detectors: Detectors, known: KnownValues | None) -> Collection[int]:
-    """Give the places of the texts that may hold something.
+def _suspects(texts: list[str], detectors: Detectors, known: KnownValues | None) -> Collection[str]:
+    """Give the texts that may hold something.
 
     All of them are scanned as one; clean, the common case, costs that one pass.
     """
@@ -536,19 +590,19 @@ def _suspects(texts: list[str], detectors: Detectors, known: KnownValues | None)
     joined = SEPARATOR.join(texts)
     # A text that holds the separator itself could hide where it ends: look at each.
     if joined.count(SEPARATOR) != len(texts) - 1:
-        return range(len(texts))
+        return set(texts)
     if not joined.isascii():
         searched = [searchable(text) for text in texts]
         joined = SEPARATOR.join(searched)
         if joined.count(SEPARATOR) != len(texts) - 1:
-            return range(len(texts))
+            return set(texts)
     else:
         searched = texts
     data = joined.encode()
-    found: set[int] = set()
+    found: set[str] = set()
     if detectors.gate_bytes(data):
         ends = list(accumulate(len(text.encode()) + 1 for text in searched))
-        found = detectors.suspects(data, ends)
+        found.update(texts[n] for n in detectors.suspects(data, ends))
     if known is not None and known.found_in(joined):
-        found.update(n for n, text in enumerate(texts) if known.found_in(text))
+        found.update(text for text in texts if known.found_in(text))
     return found

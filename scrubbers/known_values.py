@@ -6,10 +6,10 @@ like; this module knows what *this* person's address is, and so finds what has n
 
 from __future__ import annotations
 
-import binascii
 import html
 import json
 import re
+from binascii import b2a_base64
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 from urllib.parse import quote, quote_plus
@@ -27,6 +27,7 @@ KINDS = {
 
 _MIN_ANYWHERE = 4
 _MIN_ENCODED = 6
+_OUTLINE = 14
 _MAX_VALUE = 512
 _MAX_VALUES = 512
 _MAX_OTHERS = 48
@@ -34,11 +35,14 @@ _MANY = frozenset(("ip", "id"))
 _MAX_LINE_DIGITS = 6
 _MAX_OCCURRENCES = 300
 # What stands before a short id: user 42, id=42, /users/42, "account_id": 42, #42.
-_ID_CONTEXT = re.compile(
-    rb"(?i)(?:\b(?:user|account|customer|member|client|tenant|org|organi[sz]ation|person|subject"
+_CONTEXT = (
+    rb"(?:\b(?:user|account|customer|member|client|tenant|org|organi[sz]ation|person|subject"
     rb"|owner|author|kunde|konto|benutzer|mitglied)s?|(?:\b|_|[a-z])u?id|\bnr|\bno)"
-    rb"[\"'\]]{0,2}(?:\s{0,2}(?:[=:/#(]|is|%2F|%3D|\x5b)|\s|#)\s{0,2}[\"'(\[]{0,2}\Z"
+    rb"[\"'\]]{0,2}(?:\s{0,2}(?:[=:/#(]|is|%2F|%3D|\x5b)|\s|#)\s{0,2}[\"'(\[]{0,2}"
 )
+_ID_CONTEXT = re.compile(rb"(?i)" + _CONTEXT + rb"\Z")
+_EACH_ID_CONTEXT = re.compile(rb"(?i)(?=(" + _CONTEXT + rb"))")
+_MANY_SHORT = 64
 _LINE_CONTEXT = re.compile(
     rb"(?i)(?:\blines?|\bzeile|\bln|\blineno|\.[a-z]{1,5}:|\bport)[ =:]{0,2}\Z"
 )
@@ -75,18 +79,18 @@ class KnownValues:
     KnownValues(2)
     """
 
-    __slots__ = ("_cores", "_exact", "_exact_cores", "_folded", "_pairs")
+    __slots__ = ("_exact_cores", "_exact_of", "_folded_cores", "_folded_of", "_needles", "_pairs")
 
     def __init__(self, values: Iterable[tuple[str, str]]) -> None:
         pairs: dict[str, str] = {}
         others = 0
         for kind, value in values:
-            form = searchable(value).strip()[:_MAX_VALUE]
+            form = (value if value.isascii() else searchable(value)).strip()[:_MAX_VALUE]
             if not form or pairs.get(form) == "name":  # a name is looked for in its parts too
                 continue
             word = KINDS.get(kind, "id")
             # Headers can name any number of addresses and cookies; who it is about comes first.
-            if form not in pairs and word in _MANY:
+            if word in _MANY and form not in pairs:
                 others += 1
                 if others > _MAX_OTHERS:
                     continue
@@ -94,12 +98,13 @@ class KnownValues:
         if len(pairs) > _MAX_VALUES:
             raise OverflowError
         # The longest first: a whole name goes before its part. Requests carry a handful.
-        longest = sorted(pairs, key=len, reverse=True)
-        self._pairs = tuple((pairs[form], form) for form in longest)
-        self._folded: tuple[_Needle, ...] | None = None
-        self._exact: tuple[_Needle, ...] = ()
-        self._cores: tuple[bytes, ...] = ()
-        self._exact_cores: tuple[bytes, ...] = ()
+        self._pairs = tuple((pairs[form], form) for form in sorted(pairs, key=len, reverse=True))
+        # Worked out when first needed, the needles value by value: most texts hold none.
+        self._folded_cores: list[str] = []
+        self._folded_of: list[int] = []
+        self._exact_cores: list[str] = []
+        self._exact_of: list[int] = []
+        self._needles: dict[int, tuple[list[_Needle], list[_Needle]]] = {}
 
     def __repr__(self) -> str:
         return f"KnownValues({len(self._pairs)})"
@@ -114,16 +119,15 @@ class KnownValues:
         """Tell whether one of the values stands in a text."""
         if not self._pairs:
             return False
-        if not self._cores:
-            self._outline()
-        data = (text if text.isascii() else searchable(text)).encode()
-        folded = data.lower()
-        # Most texts hold none, and a few searches tell so; the rest is worked out only on a hit.
-        if not any(core in folded for core in self._cores) and not any(
-            core in data for core in self._exact_cores
-        ):
+        if text.isascii():
+            folded, exact = text.lower(), text
+        else:
+            data = searchable(text).encode()
+            # One character a byte: bytes fold ASCII only, and a search in text takes half the time.
+            folded, exact = data.lower().decode("latin-1"), data.decode("latin-1")
+        if not self._may_hold(folded, exact):
             return False
-        return next(self._hits(data), None) is not None
+        return next(self._hits(exact.encode("latin-1")), None) is not None
 
     def spans(
         self, data: bytes, opaque: Sequence[tuple[int, int]] = ()
@@ -153,71 +157,105 @@ class KnownValues:
                 merged.append((start, end, kind))
         return merged
 
-    def _hits(self, data: bytes) -> Iterator[tuple[int, int, str]]:
-        if self._folded is None:
-            self._prepare()
-        folded = data.lower()
-        for needle in self._folded or ():
-            yield from _occurrences(needle, folded, data)
-        for needle in self._exact:
-            yield from _occurrences(needle, data, data)
+    def _may_hold(self, folded: str, exact: str) -> bool:
+        """Tell in few searches that a text holds none of the values, as most do."""
+        if not self._folded_cores:
+            self._outline()
+        for core in self._folded_cores:
+            if core in folded:
+                return True
+        # The loop is twice as fast as any(…), and each event passes here.
+        for core in self._exact_cores:  # noqa: SIM110
+            if core in exact:
+                return True
+        return False
 
-    def _prepare(self) -> None:
+    def _hits(self, data: bytes) -> Iterator[tuple[int, int, str]]:
+        if not self._folded_cores:
+            self._outline()
+        folded = data.lower()
+        text, exact = folded.decode("latin-1"), data.decode("latin-1")
+        near = {n for c, n in zip(self._folded_cores, self._folded_of, strict=True) if c in text}
+        near.update(n for c, n in zip(self._exact_cores, self._exact_of, strict=True) if c in exact)
+        for n in sorted(near):
+            for_folded, for_exact = self._needles.get(n) or self._prepare(n)
+            for needle in for_folded:
+                if needle.mode == "short" and folded.count(needle.text) > _MANY_SHORT:
+                    yield from _occurrences_in_context(needle, folded, data)
+                else:
+                    yield from _occurrences(needle, folded, data)
+            for needle in for_exact:
+                yield from _occurrences(needle, data, data)
+
+    def _outline(self) -> None:
+        """Work out texts of which one stands wherever a value does, in whatever encoding."""
+        cores, of = self._folded_cores, self._folded_of
+        for n, (kind, value) in enumerate(self._pairs):
+            raw = value.encode()
+            # No encoding changes letters and digits. Most ids are one run of them.
+            found = [value.lower()] if raw.isalnum() and kind != "name" else _cores(kind, value)
+            if len(raw) >= _MIN_ENCODED and len(value) >= _MIN_ANYWHERE:
+                found.append(raw[:_OUTLINE].hex())
+                # Base64 writes three bytes as four characters. Of each alignment some whole groups
+                # lie within the value; the more of them are looked for, the faster it goes.
+                size = (min(len(raw), _OUTLINE) - 2) // 3 * 3
+                wide = size // 3 * 4
+                groups = b2a_base64(
+                    raw[:size] + raw[2 : 2 + size] + raw[1 : 1 + size], newline=False
+                ).decode()
+                if "+" in groups or "/" in groups:
+                    groups += groups.replace("+", "-").replace("/", "_")
+                exact = [groups[at : at + wide] for at in range(0, len(groups), wide)]
+                self._exact_cores += exact
+                self._exact_of += [n] * len(exact)
+            cores += found
+            of += [n] * len(found)
+
+    def _prepare(self, n: int) -> tuple[list[_Needle], list[_Needle]]:
+        """Write out one value in all spellings and encodings."""
+        kind, value = self._pairs[n]
         folded: dict[bytes, _Needle] = {}
         exact: dict[bytes, _Needle] = {}
-        for kind, value in self._pairs:
-            if len(value) < _MIN_ANYWHERE:
-                folded.setdefault(
-                    value.encode().lower(), _Needle(value.encode().lower(), kind, "short")
-                )
-                continue
+        raw = value.encode()
+        if len(value) < _MIN_ANYWHERE:
+            folded[raw.lower()] = _Needle(raw.lower(), kind, "short")
+        else:
             for spelling in _spellings(kind, value):
                 for text in _encodings(spelling):
                     folded.setdefault(text, _Needle(text, kind, "plain"))
             if kind == "name":
                 for part in re.findall(r"[^\W\d_]{4,}", value):
                     exact.setdefault(part.encode(), _Needle(part.encode(), kind, "plain"))
-            if len(value.encode()) >= _MIN_ENCODED:
-                raw = value.encode()
+            if len(raw) >= _MIN_ENCODED:
                 folded.setdefault(raw.hex().encode(), _Needle(raw.hex().encode(), kind, "exact"))
                 for text in _base64_cores(raw):
                     exact.setdefault(text, _Needle(text, kind, "base64"))
-        self._folded, self._exact = tuple(folded.values()), tuple(exact.values())
-
-    def _outline(self) -> None:
-        """Work out texts of which one stands wherever a value does, in whatever encoding."""
-        folded: set[bytes] = set()
-        exact: set[bytes] = set()
-        for kind, value in self._pairs:
-            folded.update(_cores(kind, value))
-            raw = value.encode()
-            if kind == "name":
-                folded.update(p.encode().lower() for p in re.findall(r"[^\W\d_]{4,}", value))
-            if len(value) >= _MIN_ANYWHERE and len(raw) >= _MIN_ENCODED:
-                folded.add(raw.hex().encode())
-                exact |= _base64_cores(raw)
-        self._cores, self._exact_cores = tuple(folded), tuple(exact)
+        self._needles[n] = list(folded.values()), list(exact.values())
+        return self._needles[n]
 
 
-def _cores(kind: str, value: str) -> Iterator[bytes]:
-    """Yield texts of which one stands in each spelling and encoding but hex and Base64.
+def _cores(kind: str, value: str) -> list[str]:
+    """Give texts of which one stands in each spelling and encoding but hex and Base64.
 
-    No encoding changes an ASCII letter or digit, and no spelling divides a run of them.
+    No encoding changes a character that URLs leave alone, and no spelling divides a run of them.
+    What is not ASCII is written with a character a byte.
     """
+    if kind == "ip" and value.count(".") == 3:  # noqa: PLR2004 - dotted quad
+        return list(_spellings(kind, value))
     # Bytes fold ASCII only: folding text can make a letter of what was none.
     raw = value.encode().lower()
-    if raw.isalnum():  # most ids are one run
-        yield raw
-        return
-    # Of an address the part before the @: `example` and `com` stand in many texts.
-    if runs := _RUNS.findall(raw.partition(b"@")[0]) or _RUNS.findall(raw):
-        yield max(runs, key=len)
-        return
-    for spelling in _spellings(kind, value):
-        yield from _encodings(spelling)
+    # Of an address the part before the @: `example.com` stands in many texts.
+    runs = _RUNS.findall(raw.partition(b"@")[0]) or _RUNS.findall(raw)
+    if runs:
+        cores = [max(runs, key=len)]
+    else:
+        cores = [form for spelling in _spellings(kind, value) for form in _encodings(spelling)]
+    if kind == "name":
+        cores += [part.encode().lower() for part in re.findall(r"[^\W\d_]{4,}", value)]
+    return [core.decode("latin-1") for core in cores]
 
 
-_RUNS = re.compile(rb"[a-z0-9]+")
+_RUNS = re.compile(rb"[a-z0-9._-]+")
 
 
 def _spellings(kind: str, value: str) -> Iterator[str]:
@@ -251,7 +289,7 @@ def _base64_cores(raw: bytes) -> set[bytes]:
     """Return the characters that `raw` alone decides, at each of three alignments."""
     cores = set()
     for lead in range(3):
-        whole = binascii.b2a_base64(bytes(lead) + raw, newline=False)
+        whole = b2a_base64(bytes(lead) + raw, newline=False)
         first = (lead * 8 + 5) // 6
         last = (lead + len(raw)) * 8 // 6
         core = whole[first:last]
@@ -278,6 +316,18 @@ def _occurrences(needle: _Needle, haystack: bytes, data: bytes) -> Iterator[tupl
         ):
             yield start, end, kind
         start = haystack.find(text, max(end, start + 1))
+
+
+def _occurrences_in_context(
+    needle: _Needle, haystack: bytes, data: bytes
+) -> Iterator[tuple[int, int, str]]:
+    """As `_occurrences` of a short value, in time that does not depend on how often it stands."""
+    text, kind, _ = needle
+    for context in _EACH_ID_CONTEXT.finditer(data):
+        start = context.end(1)
+        end = start + len(text)
+        if haystack.startswith(text, start) and _stands_alone(data, start, end, text):
+            yield start, end, kind
 
 
 def _stands_alone(data: bytes, start: int, end: int, text: bytes) -> bool:

@@ -7,7 +7,9 @@ logging, no state that outlives a call except bounded caches of pure functions.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, NewType
+from typing import Literal, NewType
+
+import msgspec
 
 __all__ = ["Action", "AddressError", "Finding", "Remark", "RuleError", "Scrubbed"]
 
@@ -19,10 +21,10 @@ Scrubbed = NewType("Scrubbed", bytes)
 """JSON of a closed schema after every treatment. Only `scrubbers.scrub` makes one."""
 
 
-class Remark(NamedTuple):
+class Remark(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One change to one value: that a value was there, and why it is not any more.
 
-    Never holds the original value or its length.
+    Never holds the original value or its length. Its JSON is a list, in this order.
 
     Attributes:
         path: Declared names and list indexes from the root of the event. A name that is not

@@ -14,7 +14,14 @@ from scrubbers.detectors import Detectors, searchable
 from scrubbers.known_values import KnownValues
 from scrubbers.model import Remark
 
-__all__ = ["MAX_FIELD_BYTES", "MAX_HITS", "Numbering", "redact_text", "shipped_detectors"]
+__all__ = [
+    "MAX_FIELD_BYTES",
+    "MAX_HITS",
+    "Numbering",
+    "redact_suspect",
+    "redact_text",
+    "shipped_detectors",
+]
 
 MAX_FIELD_BYTES = 8_192
 """What is behind this in a text that may hold something is cut, not searched."""
@@ -73,7 +80,7 @@ class Numbering:
         """
         anew: dict[tuple[str, int], int] = {}
         changed: dict[bytes, bytes] = {}
-        self._next = dict(since)
+        before, self._next = self._next, dict(since)
         for placeholder in stand:
             kind, number = _read(placeholder)
             if number <= since.get(kind, 0) or (kind, number) in anew:
@@ -81,6 +88,8 @@ class Numbering:
             self._next[kind] = anew[kind, number] = self._next.get(kind, 0) + 1
             if anew[kind, number] != number:
                 changed[placeholder] = f"<{kind}:{anew[kind, number]}>".encode()
+        if not changed and self._next == before:
+            return changed  # all that were given stand, and in their order
         self._seen = {
             (kind, value): anew.get((kind, number), number)
             for (kind, value), number in self._seen.items()
@@ -146,8 +155,14 @@ def redact_text(
         if not detectors.gate(text):
             return (text if text.isascii() else _encodable(text)), ()
         known = None
-    data = searchable(text).encode()
-    draft = _Draft(data, detectors, numbering or Numbering())
+    return redact_suspect(text, detectors, known, numbering or Numbering())
+
+
+def redact_suspect(
+    text: str, detectors: Detectors, known: KnownValues | None, numbering: Numbering
+) -> tuple[str, tuple[Remark, ...]]:
+    """As `redact_text`, for a text in which an anchor hits or a known value stands."""
+    draft = _Draft(searchable(text).encode(), detectors, numbering)
     try:
         settled = draft.settle(known)
     except OverflowError:
@@ -217,35 +232,55 @@ class _Draft:
     def apply_known(self, known: KnownValues) -> bool:
         """Replace known values; tell whether there were any.
 
-        A value that a detector finds too gets that detector's placeholder: one error must not read
-        differently, and be grouped apart, because the address in it is the requester's own.
+        The detectors look at the same text: a value that stands inside an address or a secret goes
+        with the whole of it, for what is left would have no shape that anybody could find. And what
+        a detector finds too gets that detector's placeholder: one error must not read differently,
+        and be grouped apart, because the address in it is the requester's own.
         """
         spans = known.spans(self.data, self._detectors.placeholder_spans(self.data))
         if not spans:
             return False
-        found: dict[tuple[int, int], str] = {}
-        for row in self._detectors.candidates(self.data):
-            for span in self._detectors.find(row, self.data):
-                found.setdefault(span, row.detector.kind)
-        placeholders = []
-        for start, end, word in spans:
-            kind = found.get((start, end), word)
-            placeholders.append((start, end, self._placeholder(kind, start, end)))
-        self._replace(placeholders, "known_value")
+        claims = [
+            (start, end, row.detector)
+            for row in self._detectors.candidates(self.data)
+            for start, end in self._detectors.find(row, self.data)
+        ]
+        merged: list[tuple[int, int, str, str]] = []
+        for span in spans:
+            start, end, kind, rule = *span, "known_value"
+            same = False
+            for first, last, detector in claims:
+                if (first, last) == span[:2]:
+                    kind, same = kind if same else detector.kind, True
+                elif first < end and start < last and not (start <= first and last <= end):
+                    if rule == "known_value":  # of several, the first of the table gives its name
+                        kind, rule = detector.kind, detector.id
+                    start, end = min(start, first), max(end, last)
+            while merged and start < merged[-1][1]:
+                before = merged.pop()
+                start, end = min(start, before[0]), max(end, before[1])
+                kind, rule = before[2:]
+            merged.append((start, end, kind, rule))
+        self._replace(
+            [
+                (start, end, self._placeholder(kind, start, end), rule)
+                for start, end, kind, rule in merged
+            ]
+        )
         return True
 
     def apply(self) -> bool:
         """Replace what the detectors find, one detector after the other; tell whether any did."""
         changed = False
-        if not self._detectors.gate_bytes(self.data):
-            return False
-        for row in list(self._detectors.candidates(self.data)):
+        for row in self._detectors.candidates(self.data):
             detector, spans = row.detector, []
             for start, end in self._detectors.find(row, self.data):
-                spans.append((start, end, self._placeholder(detector.kind, start, end)))
+                spans.append(
+                    (start, end, self._placeholder(detector.kind, start, end), detector.id)
+                )
             if spans:
                 changed = True
-                self._replace(spans, detector.id)
+                self._replace(spans)
         return changed
 
     def count(self, *, settled: bool) -> None:
@@ -284,15 +319,13 @@ class _Draft:
         self.data = head + _TRUNCATED
         return True
 
-    def _replace(self, spans: Sequence[tuple[int, int, bytes]], rule: str) -> None:
+    def _replace(self, spans: Sequence[tuple[int, int, bytes, str]]) -> None:
         """Put placeholders in place of spans, which are sorted and apart, and move the marks."""
-        if not spans:
-            return
         pieces, last, shift = [], 0, 0
         moved: list[tuple[int, int, str]] = []
         marks = iter([*self.marks, (len(self.data) + 1, len(self.data) + 1, "")])
         mark = next(marks)
-        for start, end, placeholder in spans:
+        for start, end, placeholder, rule in spans:
             while mark[1] <= start:
                 moved.append((mark[0] + shift, mark[1] + shift, mark[2]))
                 mark = next(marks)

@@ -78,7 +78,9 @@ def reduce_user_agent(text: str) -> str:
     >>> reduce_user_agent("JaneDoe/1.0")
     'other'
     """
-    return _reduce(str(text)[:_MAX_LENGTH])
+    text = str(text)[:_MAX_LENGTH]
+    # Lone surrogates, which no encoding can write, are no part of any agent's name.
+    return _reduce(text if text.isascii() else text.encode("utf-8", "replace").decode())
 
 
 @lru_cache(maxsize=_CACHE_SIZE)

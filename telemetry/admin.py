@@ -6,16 +6,18 @@ The port tells nothing but states and counts. Orders (pause, resume) go only thr
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
+import struct
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 
-from telemetry.errors import TelemetryError
+from telemetry.errors import AuditError, TelemetryError
 from telemetry.metrics import exposition
 
 if TYPE_CHECKING:
@@ -88,6 +90,16 @@ class Admin:
     async def _metrics(self, _request: web.Request) -> web.Response:
         runner = self._runner
         gauges: dict[str, tuple[str, dict[str, float]]] = {}
+        if runner.identity is not None:
+            keys, overdue = runner.identity.keys()
+            gauges["keys"] = (
+                "Keys by use and state.",
+                {f"{use} {state}": float(n) for (use, state), n in keys.items()},
+            )
+            gauges["keys_overdue"] = (
+                "Keys that should be destroyed by now; anything but 0 for an hour is a fault.",
+                {"": float(overdue)},
+            )
         if runner.intake is not None:
             gauges["invalid_identifiers"] = (
                 "Identifiers that did not fit their profile, by sort.",
@@ -116,10 +128,28 @@ class Admin:
         order, name = request.match_info["order"], request.match_info["name"]
         forwarders = self._runner.forwarders
         chosen = list(forwarders) if name == "all" else [name]
-        if any(recipient not in forwarders for recipient in chosen):
-            return web.json_response({"detail": "no such recipient"}, status=404)
-        self._runner.order(chosen, paused=order == "pause")
+        actor, action = _peer(request), f"recipient.{order}"
+        try:
+            if any(recipient not in forwarders for recipient in chosen):
+                # Without the name: it is whatever somebody typed.
+                refused = "refused:unknown"
+                await asyncio.to_thread(self._runner.witness, actor, action, {}, refused)
+                return web.json_response({"detail": "no such recipient"}, status=404)
+            await self._runner.order(chosen, paused=order == "pause", actor=actor)
+        except AuditError as error:
+            return web.json_response({"error": str(error)}, status=503)
         return web.json_response({order + "d": chosen})
+
+
+def _peer(request: web.Request) -> str:
+    """Name who sent an order, as the kernel knows the socket's other end (unix(7), SO_PEERCRED)."""
+    # Here, because every command imports this module and most need no vault and no cryptography.
+    from telemetry.identity.audit import actor_of  # noqa: PLC0415
+
+    connection: socket.socket = request.get_extra_info("socket")
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, _ = struct.unpack("3i", raw)
+    return actor_of(uid, pid)
 
 
 def _by_kind(unknown: Any) -> dict[str, float]:

@@ -123,6 +123,11 @@ class Books:
                 stages.setdefault(entry.stage, {})[entry.reason] = count
         return stages
 
+    def sent(self) -> dict[str, dict[str, int]]:
+        """Count, for each recipient, what was delivered and what was not, for the audit log."""
+        outcomes = ("delivered", "dropped", "dead")
+        return {name: {o: self._of(name, o) for o in outcomes} for name in self.recipients}
+
     def as_json(self) -> dict[str, Any]:
         """Give what ``telemetry books --json`` prints."""
         return {

@@ -1,20 +1,24 @@
 """A record's annotations → Python source of its treatments. Text in, text out; runs nothing.
 
-Three functions for each record, as straight lines of code, the way ``dataclasses`` generates
-``__init__`` (docs/decisions/0002-generated-treatments.md):
+Three functions for each place at which a record stands, as straight lines of code, the way
+``dataclasses`` generates ``__init__`` (docs/decisions/0002-generated-treatments.md):
 
-- ``rewrite_NAME(i, p, c)``: input → contract. `i` is the decoded input, `p` its path, `c` the
+- ``rewrite_PLACE(i, p, c)``: input → contract. `i` is the decoded input, `p` its path, `c` the
   `scrubbers.engine.Ledger`;
-- ``recheck_NAME(o, p, c)``: the contract again, in place, by the policy of today;
-- ``slots_NAME(o, p)``: every free text of the contract, with the place it stands in, in the order
-  in which the first two hand texts to the ledger.
+- ``recheck_PLACE(o, p, c)``: the contract again, in place, by the policy of today;
+- ``slots_PLACE(o, p, t, s, f)``: adds to `f` the place of every free text that is in `t`, and of
+  every text of the program that is in `s`.
+
+A record that stands in a list has one place for all its paths, and `p` is given. Any other stands
+at one path, which is written into the code, and with it the remark that a field was removed.
 
 What the source needs by name (types, formats, the ledger's helpers) `telemetry.rules` provides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from scrubbers.engine import MEMOS
 from telemetry.schema import Field, Record
@@ -22,14 +26,15 @@ from telemetry.schema import Field, Record
 __all__ = ["leaves", "source_of"]
 
 
-def source_of(records: Iterable[Record]) -> str:
-    """Generate the functions of records, nested ones first."""
+def source_of(record: Record) -> str:
+    """Generate the functions of a record and of all below it; its own are of the place ``root``."""
     out = _Source()
-    for record in records:
-        _emit_rewrite(record, out)
-        _emit_recheck(record, out)
-        _emit_slots(record, out)
-    return "\n".join(out.lines)
+    written: set[str] = set()
+    for place in _places(_Place(record, ()), written):
+        _emit_rewrite(place, out)
+        _emit_recheck(place, out)
+        _emit_slots(place, out)
+    return "\n".join((*out.constants, *out.lines))
 
 
 def leaves(entry: Field) -> bool:
@@ -37,37 +42,91 @@ def leaves(entry: Field) -> bool:
     return entry.shape != "null"
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a record stands.
+
+    Attributes:
+        record: The record.
+        path: Its path from the root; None below a list, where it differs from item to item.
+    """
+
+    record: Record
+    path: tuple[str, ...] | None
+
+    @property
+    def name(self) -> str:
+        """Suffix of its functions."""
+        if self.path is None:
+            return f"each_{self.record.name}"
+        return "_".join(("root", *(part.replace("-", "_").replace(".", "_") for part in self.path)))
+
+    def below(self, entry: Field) -> _Place:
+        """Give the place of a field's record."""
+        assert entry.record is not None  # noqa: S101 - asked of fields that have one
+        if self.path is None or entry.shape == "records":
+            return _Place(entry.record, None)
+        return _Place(entry.record, (*self.path, entry.wire))
+
+    def path_of(self, entry: Field) -> str:
+        """Write the path of a field."""
+        return f"(*p, {entry.wire!r})" if self.path is None else repr((*self.path, entry.wire))
+
+
+def _places(place: _Place, written: set[str]) -> Iterator[_Place]:
+    if place.name in written:
+        return
+    written.add(place.name)
+    for entry in place.record.fields:
+        if entry.record is not None:
+            yield from _places(place.below(entry), written)
+    yield place
+
+
 class _Source:
-    """Lines of generated Python, indented."""
+    """Lines of generated Python, indented, and what stands before them."""
 
     def __init__(self) -> None:
+        self.constants: list[str] = []
         self.lines: list[str] = []
 
     def __call__(self, depth: int, line: str) -> None:
         self.lines.append("    " * depth + line)
 
+    def removed(self, place: _Place, entry: Field) -> str:
+        """Write the remark that a field was removed: once where its path does not change."""
+        remark = f"Remark({place.path_of(entry)}, 'strip', 'remove')"
+        if place.path is None:
+            return remark
+        self.constants.append(f"GONE{len(self.constants)} = {remark}")
+        return f"GONE{len(self.constants) - 1}"
 
-def _emit_rewrite(record: Record, out: _Source) -> None:
+
+def _emit_rewrite(place: _Place, out: _Source) -> None:
     """Input → contract: one statement or two for each declared field."""
-    out(0, f"def rewrite_{record.name}(i, p, c):")
+    record = place.record
+    out(0, f"def rewrite_{place.name}(i, p, c):")
     arguments = []
     for entry in record.fields:
         given, call = f"i.{entry.name}", f"p, {entry.wire!r}"
+        held = f"{given} is not RAW and (len({given}) > 4 or present({given}))"
         if entry.treatment == "strip" and entry.known:
-            out(1, f"if {given} is not None: c.know({entry.known!r}, {given}, {call})")
+            gone = out.removed(place, entry)
+            out(1, f"if {given} is not None: c.know({entry.known!r}, {given}, {gone})")
             continue
         if entry.treatment == "strip":
-            out(1, f"if {given} is not RAW and present({given}): c.strip({call})")
+            out(1, f"if {held}: c.remarks.append({out.removed(place, entry)})")
             continue
         if entry.treatment == "pseudonymize":
-            out(1, f"if {given} is not None: c.identify({entry.kind!r}, {given}, {call})")
+            sort = f"{entry.kind!r}, {entry.kind.partition(':')[0]!r}"
+            out(1, f"if {given} is not None: c.identify({sort}, {given})")
             continue
         value = f"v_{entry.name}"
         arguments.append(value)
         if entry.treatment == "shape" and entry.values:
             out(1, f"{value} = among({given}, VALUES[{entry.name!r}])")
             out(1, f"if {value}: {value} = c.shape({value}, {call})")
-            out(1, f"elif {given} is not RAW and present({given}): c.strip({call})")
+            out(1, f"elif {held}: c.remarks.append({out.removed(place, entry)})")
             continue
         out(1, f"{value} = {given}")
         if _emit_role(entry, value, out):
@@ -75,21 +134,34 @@ def _emit_rewrite(record: Record, out: _Source) -> None:
         if entry.record is None:
             _emit_leaf(entry, value, out)
             continue
-        below, how = f"(*p, {entry.wire!r}", f"rewrite_{entry.record.name}"
+        how = f"rewrite_{place.below(entry).name}"
         if "list" in entry.accept:
             out(1, f"if type({value}) is list: {value} = In_{entry.record.name}({value})")
         if entry.shape == "record":
-            out(1, f"if {value} is not None: {value} = {how}({value}, {below}), c)")
+            path = place.path_of(entry)
+            out(1, f"if {value} is not None: {value} = {how}({value}, {path}, c)")
         else:
             out(1, f"if {value} is not None:")
-            out(2, f"{value} = [{how}(e, {below}, n), c) for n, e in enumerate({value})]")
+            out(2, f"b = {place.path_of(entry)}")
+            out(2, f"{value} = [{how}(e, (*b, n), c) for n, e in enumerate({value})]")
     out(1, f"return Out_{record.name}({', '.join(arguments)})")
 
 
-def _texts(entry: Field) -> str:
-    """Name the list that a text is scanned with."""
-    program = entry.static or entry.keep_path or entry.treatment == "shape"
-    return "c.statics" if program else "c.texts"
+def _is_program(entry: Field) -> bool:
+    """Tell whether a text is the program's own: it is not searched for values of the request."""
+    return bool(entry.static or entry.keep_path or entry.treatment == "shape")
+
+
+def _emit_text(entry: Field, value: str, out: _Source) -> None:
+    """Have a text, or all texts of a list or map, searched."""
+    many = entry.shape in ("list", "map")
+    if _is_program(entry):
+        quiet = f"QUIET.issuperset({value})" if many else f"{value} in QUIET"
+        into = f"c.statics.{'extend' if many else 'append'}({value})"
+        out(1, f"if {value} and not {quiet}: {into}")
+        return
+    safe = f" and not {entry.form}({value})" if entry.form and not many else ""
+    out(1, f"if {value}{safe}: c.texts.{'extend' if many else 'append'}({value})")
 
 
 def _emit_leaf(  # noqa: C901 - one case a treatment
@@ -107,21 +179,21 @@ def _emit_leaf(  # noqa: C901 - one case a treatment
     loose = bool(entry.accept & {"text", "scalar"}) and not again
     given = f"if {value} is not None"
     if entry.treatment == "shape" and again:
-        out(1, f"if {value}: {_texts(entry)}.extend({value})")
+        _emit_text(entry, value, out)
     elif entry.treatment == "shape":
         out(1, f"{given}: {value} = c.shape({value}, {call})")
     elif entry.shape == "map":
         out(1, f"{given}: {value} = c.texts_of({value})")
     elif entry.shape == "list":
-        out(1, f"if {value}: {_texts(entry)}.extend({value})")
+        _emit_text(entry, value, out)
     elif entry.treatment == "redact_text":
         if loose:
             out(1, f"{given} and type({value}) is not str: {value} = text_of({value})")
-        safe = f" and not {entry.form}({value})" if entry.form else ""
-        out(1, f"if {value}{safe}: {_texts(entry)}.append({value})")
+        _emit_text(entry, value, out)
+    elif entry.treatment == "reduce_url" and entry.keep_path:
+        out(1, f"if {value} and {value} not in QUIET_FILES: {value} = c.file({value}, {call})")
     elif entry.treatment == "reduce_url":
-        how = "file" if entry.keep_path else "url"
-        out(1, f"if {value}: {value} = c.{how}({value}, {call})")
+        out(1, f"if {value}: {value} = c.url({value}, {call})")
     elif entry.treatment == "reduce_user_agent":
         if not again:
             out(1, f"if {value}: {value} = c.user_agent({value}, {call})")
@@ -151,55 +223,57 @@ def _emit_role(entry: Field, value: str, out: _Source) -> bool:
         out(2, f"{value} = c.event_id or None")
     elif entry.role == "event_time":
         out(1, f"if {value} is not None:")
-        out(2, f"c.event_time = c.moment({value})")
-        out(2, f"{value} = c.time({value}, {call})")
+        out(2, f"{value} = c.happened({value}, {call})")
     return entry.role in ("event_id", "event_time")
 
 
-def _emit_recheck(record: Record, out: _Source) -> None:
+def _emit_recheck(place: _Place, out: _Source) -> None:
     """Contract → contract: what a later hop does again, in place."""
-    out(0, f"def recheck_{record.name}(o, p, c):")
+    out(0, f"def recheck_{place.name}(o, p, c):")
     out(1, "pass")
-    for entry in filter(leaves, record.fields):
+    for entry in filter(leaves, place.record.fields):
         value = f"o.{entry.name}"
         if _emit_role(entry, value, out):
             continue
         if entry.record is None:
             _emit_leaf(entry, value, out, again=True)
             continue
-        below, how = f"(*p, {entry.wire!r}", f"recheck_{entry.record.name}"
+        below, how = place.path_of(entry), f"recheck_{place.below(entry).name}"
         if entry.shape == "record":
-            out(1, f"if {value} is not None: {how}({value}, {below}), c)")
+            out(1, f"if {value} is not None: {how}({value}, {below}, c)")
         else:
             out(1, f"if {value}:")
-            out(2, f"for n, e in enumerate({value}): {how}(e, {below}, n), c)")
+            out(2, f"b = {below}")
+            out(2, f"for n, e in enumerate({value}): {how}(e, (*b, n), c)")
 
 
-def _emit_slots(record: Record, out: _Source) -> None:
-    """Contract → each free text in it, with the place it stands in."""
-    out(0, f"def slots_{record.name}(o, p):")
-    for entry in filter(leaves, record.fields):
+def _emit_slots(place: _Place, out: _Source) -> None:
+    """Contract → the places of the texts that are asked for."""
+    out(0, f"def slots_{place.name}(o, p, t, s, f):")
+    out(1, "pass")
+    for entry in filter(leaves, place.record.fields):
         value, wire = f"o.{entry.name}", entry.wire
-        static = _texts(entry) == "c.statics"
+        static = _is_program(entry)
+        asked = "s" if static else "t"
         if entry.record is not None:
-            below, how = f"(*p, {wire!r}", f"slots_{entry.record.name}"
+            below, how = place.path_of(entry), f"slots_{place.below(entry).name}"
             if entry.shape == "record":
-                out(1, f"if {value} is not None: yield from {how}({value}, {below}))")
+                out(1, f"if {value} is not None: {how}({value}, {below}, t, s, f)")
             else:
                 out(1, f"if {value}:")
-                out(2, f"for n, e in enumerate({value}): yield from {how}(e, {below}, n))")
+                out(2, f"for n, e in enumerate({value}): {how}(e, (*{below}, n), t, s, f)")
         elif entry.shape == "list":
-            out(1, f"if {value}:")
+            out(1, f"if {value} and {asked}:")
             out(2, f"for n, e in enumerate({value}):")
-            out(3, f"yield {value}, n, e, p, ({wire!r}, n), {static}")
+            out(3, f"if e in {asked}: f.append(({value}, n, e, p, ({wire!r}, n), {static}))")
         elif entry.shape == "map":
-            out(1, f"if {value}:")
-            # Listed before an entry may be taken out: each text keeps its place in the order.
-            out(2, f"entries = list({value}.items())")
-            out(2, f"for k, _ in entries: yield {value}, KEY, k, p, ({wire!r},), {static}")
+            out(1, f"if {value} and {asked}:")
+            out(2, f"for k in {value}:")
+            out(3, f"if k in {asked}: f.append(({value}, KEY, k, p, ({wire!r},), {static}))")
             if entry.treatment != "shape":
-                out(2, f"for k, e in entries: yield {value}, k, e, p, ({wire!r}, k), {static}")
+                out(2, f"for k, e in {value}.items():")
+                out(3, f"if e in {asked}: f.append(({value}, k, e, p, ({wire!r}, k), {static}))")
         elif entry.treatment in ("redact_text", "reduce_url"):
             safe = f" and not {entry.form}({value})" if entry.form else ""
-            out(1, f"if {value}{safe}: yield o, {entry.name!r}, {value}, p, ({wire!r},), {static}")
-    out(1, "yield from ()")
+            place_of = f"(o, {entry.name!r}, {value}, p, ({wire!r},), {static})"
+            out(1, f"if {value} in {asked}{safe}: f.append({place_of})")

@@ -88,6 +88,34 @@ class BrokerSection(_Section, frozen=True):
     api_version: str = ""
 
 
+class AuditSection(_Section, frozen=True):
+    """Where signed checkpoints of the audit log go.
+
+    Attributes:
+        checkpoints: A folder that belongs to a second principal, such as the data protection
+            officer; empty: they stay here only.
+    """
+
+    checkpoints: str = ""
+
+
+class CustodySection(_Section, frozen=True):
+    """Who holds the key that all others are wrapped with.
+
+    Attributes:
+        kek: ``file:PATH``, ``env:NAME``, ``credential:NAME`` or ``command:PROGRAM ARGUMENT…``;
+            empty: ``file:STATE/custody/kek``, made at the first start. In development without it
+            keys lie in the clear.
+        backup: Folder of the second copy of the wrapped keys; empty: ``STATE/backup``.
+    """
+
+    kek: str = ""
+    backup: str = ""
+
+    def __repr__(self) -> str:
+        return "CustodySection(…)"
+
+
 class Project(_Section, frozen=True):
     """One application that may send.
 
@@ -106,12 +134,14 @@ class RecipientSettings(_Section, frozen=True):
     Attributes:
         url: Base URL (Heap). app_id: Environment id (Heap). dsn: Where events go (Sentry).
         api_key_file: File with the key for deletions (Heap).
+        search: Address of its search with ``{token}`` in it, for `telemetry account token`.
     """
 
     url: str = ""
     app_id: str = ""
     dsn: str = ""
     api_key_file: str = ""
+    search: Annotated[str, msgspec.Meta(pattern=r"^(https?://\S*\{token\}\S*)?$")] = ""
 
     def __repr__(self) -> str:
         return "RecipientSettings(…)"
@@ -122,7 +152,7 @@ class Settings(_Section, frozen=True):
 
     Attributes:
         environment: Only ``development`` has open keys, stand-ins, any recipient's host, and plain
-            HTTP from outside. ``production`` refuses development keys besides.
+            HTTP from outside, and keys in the clear.
         state: Folder for log, keys and vault.
         bind: Where clients connect. admin_bind: Health and metrics.
     """
@@ -135,6 +165,8 @@ class Settings(_Section, frozen=True):
     policy: PolicySection = PolicySection()
     gateway: GatewaySection = GatewaySection()
     broker: BrokerSection = BrokerSection()
+    audit: AuditSection = AuditSection()
+    custody: CustodySection = CustodySection()
     project: dict[str, Project] = {}
     recipient: dict[str, RecipientSettings] = {}
 
@@ -147,6 +179,11 @@ class Settings(_Section, frozen=True):
     def trial(self) -> bool:
         """Whether this is somebody's own machine: open keys, stand-ins and any host are fine."""
         return self.environment == "development"
+
+    @property
+    def wraps_keys(self) -> bool:
+        """Whether keys are wrapped; in development only if somebody asks for it."""
+        return not self.trial or bool(self.custody.kek)
 
     @property
     def state_dir(self) -> Path:
@@ -184,8 +221,11 @@ _ENVIRONMENT: Mapping[str, tuple[str, ...]] = {
     "TELEMETRY_ADMIN_BIND": ("admin_bind",),
     "TELEMETRY_LOG": ("log",),
     "TELEMETRY_POLICY": ("policy", "path"),
+    "TELEMETRY_AUDIT_CHECKPOINTS": ("audit", "checkpoints"),
     "TELEMETRY_BROKER": ("broker", "kind"),
     "TELEMETRY_KAFKA_BOOTSTRAP": ("broker", "bootstrap"),
+    "TELEMETRY_CUSTODY_KEK": ("custody", "kek"),
+    "TELEMETRY_CUSTODY_BACKUP": ("custody", "backup"),
     "TELEMETRY_SENTRY_DSN": ("recipient", "sentry", "dsn"),
     "TELEMETRY_HEAP_URL": ("recipient", "heap", "url"),
     "TELEMETRY_HEAP_APP_ID": ("recipient", "heap", "app_id"),

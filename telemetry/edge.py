@@ -20,10 +20,24 @@ from telemetry.errors import DecodeError, EventError, ScrubError
 from telemetry.rules import CompiledRules, Schemas
 from telemetry.schema import Record
 
-__all__ = ["EVENT_BYTES", "REMARKS", "Connection", "Edge", "Item", "uuid7_hex"]
+__all__ = [
+    "EVENT_BYTES",
+    "EVENT_VALUES",
+    "REMARKS",
+    "Connection",
+    "Edge",
+    "Item",
+    "uuid7_hex",
+    "values",
+]
 
 EVENT_BYTES: Final = 1024 * 1024
 """Most bytes of one event, decompressed; Sentry's own limit."""
+
+EVENT_VALUES: Final = 150_000
+"""Most values of one event; a mebibyte of empty lists, 350,000, would take a fifth of a second."""
+
+_FEW_BYTES: Final = 64 * 1024
 
 REMARKS: Final = "_remarks"
 """Key under which an edge tells the next one, beside the event's own fields, what it changed."""
@@ -90,6 +104,8 @@ class Edge:
         """
         if len(item.raw) > EVENT_BYTES:
             raise DecodeError("too_large")
+        if values(item.raw) > EVENT_VALUES:
+            raise DecodeError("too_many_values")
         rules = self._schemas.rules_for(item.kind, item.raw)
         try:
             outcome = scrub(
@@ -129,6 +145,13 @@ class Edge:
                 self.unknown[key] += 1
 
 
+def values(body: bytes) -> int:
+    """Give at least the number of values in a large body; 0 for a small one, which holds few."""
+    if len(body) <= _FEW_BYTES:
+        return 0
+    return sum(map(body.count, (b",", b"[", b"{")))
+
+
 class _Carried(msgspec.Struct):
     remarks: list[Remark] = msgspec.field(name=REMARKS, default_factory=list)
 
@@ -148,7 +171,7 @@ def _carried(raw: bytes, rules: CompiledRules) -> list[Remark]:
         return []
     known = {row.detector.id for row in rules.treatments.detectors.rows} | RULES
     return [
-        remark._replace(path=declared)
+        msgspec.structs.replace(remark, path=declared)
         for remark in remarks
         if remark.rule in known
         and 0 <= remark.start <= remark.end <= EVENT_BYTES

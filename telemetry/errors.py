@@ -12,10 +12,12 @@
     │   ├── ScrubError        a treatment failed or its post-condition did not hold
     │   ├── CapsuleError      its sealed identifiers do not open
     │   └── IdentifierError   an identifier does not fit the profile of its namespace
+    ├── RefusedError      somebody asked for what the policy does not allow them; it is audited
     └── TransportError    the outside failed: try again later
         ├── BrokerError       the log cannot take or give
         │   └── SpoolFull         its quota or the disk is used up: refuse, go on draining
         ├── VaultError        the store of per-subject secrets cannot be asked: hold
+        ├── AuditError        the audit log cannot be written or read: what it must witness waits
         └── SinkError         a recipient cannot be reached or does not answer as documented
 
 No message of any of these repeats a value of an event. Third-party errors that do (``json``,
@@ -27,6 +29,7 @@ from __future__ import annotations
 from pathlib import Path
 
 __all__ = [
+    "AuditError",
     "BrokerError",
     "CapsuleError",
     "ConfigError",
@@ -35,6 +38,7 @@ __all__ = [
     "IdentifierError",
     "KeyringError",
     "PolicyError",
+    "RefusedError",
     "SchemaError",
     "ScrubError",
     "SinkError",
@@ -120,6 +124,10 @@ class IdentifierError(EventError):
     reason = "invalid_identifier"
 
 
+class RefusedError(TelemetryError):
+    """The policy does not allow what was asked for, or not to this person. It was audited."""
+
+
 class TransportError(TelemetryError):
     """The outside failed."""
 
@@ -132,6 +140,10 @@ class BrokerError(TransportError):
 
 class VaultError(TransportError):
     """The store of per-subject secrets cannot be asked. Hold; never send without it."""
+
+
+class AuditError(TransportError):
+    """The audit log cannot be written, read or believed. What it must witness does not happen."""
 
 
 class SpoolFull(BrokerError):  # noqa: N818 - a state that passes, as in `queue.Full`

@@ -30,6 +30,8 @@ What is not listed is never decoded, so it cannot leave.
 | | |
 |---|---|
 | Controller | {controller} |
+| Data protection officer | {dpo} |
+| Supervisory authority | {authority} |
 | Notice | {title}, {version} |
 | Policy | `{digest}` (delivered events carry these digits as the tag `policy`) |
 | Kept at most | {ceiling} |
@@ -71,6 +73,8 @@ def _head(policy: Policy) -> str:
     return _HEAD.format(
         product=policy.controller.product,
         controller=f"{policy.controller.name}, {policy.controller.address}",
+        dpo=", ".join(policy.dpo.values()),
+        authority=", ".join(policy.authority.values()),
         title=policy.notice.title,
         version=policy.notice.version,
         digest=policy.digest[:12],
@@ -104,8 +108,10 @@ def _purposes(policy: Policy) -> str:
     rows = [
         [
             _code(name),
-            "; ".join(f"{language}: {text}" for language, text in sorted(purpose.name.items())),
-            f"Art. {purpose.basis} GDPR" + (", only with consent" if purpose.consent else ""),
+            _by_language(purpose.name),
+            f"Art. {purpose.basis} GDPR"
+            + (f" ({_by_language(purpose.interest)})" if purpose.interest else "")
+            + (", only with consent" if purpose.consent else ""),
             _codes(purpose.kinds) or "nothing yet",
             _period(
                 policy.retention[purpose.retention].months, policy.retention[purpose.retention].days
@@ -117,6 +123,10 @@ def _purposes(policy: Policy) -> str:
     ]
     header = ("Purpose", "Name", "Basis", "Kinds", "Kept for", "Received by", "Source")
     return "## Purposes\n\n" + _table(header, rows)
+
+
+def _by_language(words: Mapping[str, str]) -> str:
+    return "; ".join(f"{language}: {text}" for language, text in sorted(words.items()))
 
 
 def _recipients(policy: Policy) -> str:

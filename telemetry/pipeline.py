@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -23,7 +24,7 @@ from scrubbers.model import Remark, Scrubbed
 from telemetry.brokers import DEAD, HELD, SEALED, Broker, Entry, Polled, clean
 from telemetry.dead_letter import Bury, forgetting
 from telemetry.errors import EventError, KeyringError, TransportError
-from telemetry.identity import Domain, Identity, Sealed, SuppressionState
+from telemetry.identity import Domain, EpochRule, Identity, Sealed, SuppressionState
 from telemetry.parcel import Parcel
 from telemetry.policy import Policy
 from telemetry.retention import retain_until, retention_date
@@ -197,7 +198,9 @@ def _with_names_hidden(remarks: list[Remark]) -> list[Remark]:
     """
     maps = {remark.path[:-1] for remark in remarks if remark.path[-1:] == ("<key>",)}
     return [
-        remark._replace(path=(*remark.path[:-1], "<key>")) if remark.path[:-1] in maps else remark
+        msgspec.structs.replace(remark, path=(*remark.path[:-1], "<key>"))
+        if remark.path[:-1] in maps
+        else remark
         for remark in remarks
     ]
 
@@ -218,7 +221,7 @@ def _for_recipient(
     terms: Terms,
 ) -> Deliver | Drop:
     recipient = terms.policy.recipients[name]
-    domain = Domain(name=recipient.domain, label=recipient.label, epoch=recipient.epoch)
+    domain = _domain(recipient.domain, recipient.label, recipient.epoch)
     original = recipient.event_ids == "original"
     delivery_id = parcel.event_id if original else identities.delivery_id(domain)
     try:
@@ -252,6 +255,12 @@ def _for_recipient(
             remarks=b"",
         )
     )
+
+
+@cache
+def _domain(name: str, label: str, epoch: EpochRule) -> Domain:
+    """Make the domain of a recipient once; a policy has a handful."""
+    return Domain(name=name, label=label, epoch=epoch)
 
 
 def _named(tokens: Mapping[str, str], policy: Policy) -> dict[str, str]:

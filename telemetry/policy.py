@@ -140,6 +140,60 @@ class Pseudonym(_Table, frozen=True):
     profile: Literal["integer", "uuid", "opaque", "nocase", "email"]
 
 
+class AuditRule(_Table, frozen=True):
+    """How long audit entries stay: whole calendar years after their own."""
+
+    keep_years: Annotated[int, msgspec.Meta(ge=1, le=10)]
+    source: str
+
+
+class TokenRule(_Table, frozen=True):
+    """From an account to its tokens. A limit on ids, for each person within 24 hours."""
+
+    per_person_and_day: Annotated[int, msgspec.Meta(ge=0, le=1000)]
+
+
+class JoinRule(_Table, frozen=True):
+    """Whether tokens of two recipients are of one account."""
+
+    enabled: bool
+    per_person_and_day: Annotated[int, msgspec.Meta(ge=0, le=10)]
+
+
+class ReidentifyRule(_Table, frozen=True):
+    """From a token to an account, by two persons."""
+
+    enabled: bool
+    per_person_and_day: Annotated[int, msgspec.Meta(ge=0, le=10)]
+    valid_hours: Annotated[int, msgspec.Meta(ge=1, le=168)]
+
+
+class Reason(_Table, frozen=True):
+    """Why somebody may go back, by which ways, and the rule that allows it."""
+
+    text: dict[str, str]
+    ways: Annotated[list[Literal["join", "reidentify"]], msgspec.Meta(min_length=1)]
+    source: str
+
+
+class Person(_Table, frozen=True):
+    """Somebody who may take part: the name at the operating system, and which parts."""
+
+    user: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}$")]
+    may: Annotated[list[Literal["join", "request", "approve"]], msgspec.Meta(min_length=1)]
+
+
+class WaysBackRules(_Table, frozen=True):
+    """``ways_back.toml``."""
+
+    audit: AuditRule
+    token: TokenRule
+    join: JoinRule
+    reidentify: ReidentifyRule
+    reason: dict[_Name, Reason] = {}
+    person: dict[_Name, Person] = {}
+
+
 class _TruncateIp(_Table, frozen=True):
     profile: str
 
@@ -282,10 +336,12 @@ class Policy:
         self.folder = folder
         head = self._read("controller.toml", _ControllerFile)
         self.controller, self.notice = head.controller, head.notice
+        self.dpo, self.authority = head.dpo, head.authority
         self.purposes = self._read("purposes.toml", dict[_Name, Purpose])
         self.recipients = self._read("recipients.toml", dict[_Name, Recipient])
         retention = self._read("retention.toml", _Retention)
         self.pseudonyms = self._read("pseudonyms.toml", dict[_Name, Pseudonym])
+        self.ways_back = self._read("ways_back.toml", WaysBackRules)
         self.treatments = self._read("treatments.toml", _Treatments)
         addresses = self._read("addresses.toml", _Addresses).profile
         self.events = self._read("events.toml", dict[str, dict[_Name, Property]])
@@ -304,9 +360,18 @@ class Policy:
             sort: self._period("retention.toml", f"log.{sort}", text, self.ceiling)
             for sort, text in retention.log.items()
         }
+        if "default" not in self.treatments.coarsen_time:
+            self._refuse(
+                "treatments.toml",
+                "coarsen_time",
+                "has no `default`.",
+                "Say to how many seconds times of kinds are rounded that it does not name.",
+            )
         self._check_purposes()
         self._check_recipients()
+        self._check_apart()
         self._check_properties()
+        self._check_ways_back()
         profile = self.treatments.truncate_ip.profile
         if profile not in addresses:
             self._refuse(
@@ -396,6 +461,21 @@ class Policy:
                     "Say what is done instead (Art. 17, 19 GDPR).",
                 )
 
+    def _check_apart(self) -> None:
+        """Refuse two recipients whose tokens could be joined, or told apart by nobody."""
+        for key in ("domain", "label"):
+            owner: dict[str, str] = {}
+            for name, recipient in self.recipients.items():
+                value: str = getattr(recipient, key)
+                if value in owner:
+                    self._refuse(
+                        "recipients.toml",
+                        f"{name}.{key}",
+                        f"is that of {owner[value]!r} too.",
+                        "Give each recipient its own, or their tokens can be joined.",
+                    )
+                owner[value] = name
+
     def _check_kept(self, name: str, recipient: Recipient) -> None:
         """Refuse a kind that is on and kept longer than its purpose promises."""
         known = {path.stem for path in schemas_dir().glob("*.avsc")} - {"batch"}
@@ -455,6 +535,37 @@ class Policy:
                     "Say why a closed type does not do, or use one.",
                 )
 
+    def _check_ways_back(self) -> None:
+        """Refuse a way that is on and that nobody could take, or one person alone could."""
+        rules = self.ways_back
+        users = [person.user for person in rules.person.values()]
+        for name, person in rules.person.items():
+            if users.count(person.user) > 1:
+                self._refuse(
+                    "ways_back.toml",
+                    f"person.{name}.user",
+                    "stands for two persons.",
+                    "Give everybody a user of their own: it is what tells two persons apart.",
+                )
+        for way, parts in (("join", ["join"]), ("reidentify", ["request", "approve"])):
+            if not getattr(rules, way).enabled:
+                continue
+            if not any(way in reason.ways for reason in rules.reason.values()):
+                self._refuse(
+                    "ways_back.toml",
+                    f"{way}.enabled",
+                    "is on, but no reason names this way.",
+                    "Write a [reason.NAME] with text, ways and source.",
+                )
+            able = [{n for n, p in rules.person.items() if part in p.may} for part in parts]
+            if not all(able) or len(set().union(*able)) < len(parts):
+                self._refuse(
+                    "ways_back.toml",
+                    f"{way}.enabled",
+                    f"is on, but no {' and no other '.join(parts)} person is named.",
+                    "Write a [person.NAME] for each, with user and may.",
+                )
+
     @cached_property
     def detectors(self) -> Detectors:
         """The detector table, checked and compiled.
@@ -494,7 +605,7 @@ class Policy:
     def time_grain_s(self, kind: str) -> float:
         """Seconds to which times of events of this kind are rounded down."""
         grains = self.treatments.coarsen_time
-        return grains.get(kind, grains.get("default", 1))
+        return grains.get(kind, grains["default"])
 
 
 class PolicyRegister:

@@ -12,7 +12,7 @@ From the same annotations `telemetry.codegen` makes the code that leads from one
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Final
 
@@ -20,6 +20,7 @@ import msgspec
 
 from scrubbers.detectors import Detectors
 from scrubbers.engine import FORMATS, KEY, MEMOS, Ledger, Path, Slot, Treatments
+from scrubbers.model import Remark
 from telemetry.codegen import leaves, source_of
 from telemetry.errors import DecodeError, SchemaError
 from telemetry.policy import Policy, Property
@@ -33,6 +34,8 @@ _BESIDE: Final = frozenset(("kind", "_remarks"))
 _RAW: Final = msgspec.Raw()
 _Int = Annotated[int, msgspec.Meta(ge=-LONGEST_INT, le=LONGEST_INT)]
 _Scalar = str | int | float | bool | None
+_Value = str | int | float | bool | list[msgspec.Raw] | dict[str, msgspec.Raw] | None
+"""A value of which only the class is kept; what it holds below is not decoded."""
 
 
 def _input_type(entry: Field, types: Mapping[str, type]) -> tuple[Any, Any]:
@@ -49,7 +52,7 @@ def _input_type(entry: Field, types: Mapping[str, type]) -> tuple[Any, Any]:
     if entry.treatment == "shape" and entry.values:
         return msgspec.Raw, _RAW
     if entry.treatment == "shape":
-        return dict[str, msgspec.Raw] | None, None
+        return dict[str, _Value] | None, None
     simple: dict[str, Any] = {
         "string": _Scalar if loose else str | None,
         "long": _Scalar
@@ -114,11 +117,11 @@ def _present(raw: msgspec.Raw) -> bool:
     return len(raw) > len(b"null") or bytes(raw) not in _NULLS
 
 
-_read_map = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_read_map = msgspec.json.Decoder(dict[str, _Value]).decode
 _read_text = msgspec.json.Decoder(str).decode
 
 
-def _among(raw: msgspec.Raw, keys: frozenset[str]) -> dict[str, msgspec.Raw] | None:
+def _among(raw: msgspec.Raw, keys: frozenset[str]) -> dict[str, Any] | None:
     """Read the listed keys of a JSON object, or of a text that holds one; None without any."""
     data: bytes | str = bytes(raw)
     try:
@@ -174,10 +177,13 @@ class CompiledRules:
             )
             values.update({entry.name: entry.values for entry in part.fields if entry.values})
         self.input_types, self.contract_types = inputs, contracts
-        self.source = source_of(_walk(record))
+        self.source = source_of(record)
         namespace: dict[str, Any] = {
             "RAW": _RAW,
             "KEY": KEY,
+            "QUIET": treatments.quiet.texts,
+            "QUIET_FILES": treatments.quiet.files,
+            "Remark": Remark,
             "VALUES": values,
             "among": _among,
             "present": _present,
@@ -191,12 +197,18 @@ class CompiledRules:
         # Names come from .avsc files of this package or the operator's own, and Avro names are
         # identifiers; wire names stand in the source as literals only.
         exec(compile(self.source, f"<{record.name}>", "exec"), namespace)  # noqa: S102
-        self.rewrite: Callable[[Any, Path, Ledger], Any] = namespace[f"rewrite_{record.name}"]
-        self.recheck: Callable[[Any, Path, Ledger], None] = namespace[f"recheck_{record.name}"]
-        self.slots: Callable[[Any, Path], Iterator[Slot]] = namespace[f"slots_{record.name}"]
+        self.rewrite: Callable[[Any, Path, Ledger], Any] = namespace["rewrite_root"]
+        self.recheck: Callable[[Any, Path, Ledger], None] = namespace["recheck_root"]
+        self._slots: Callable[..., None] = namespace["slots_root"]
         self.encode: Callable[[Any], bytes] = msgspec.json.Encoder().encode
         self._decode: Callable[[bytes], Any] = msgspec.json.Decoder(inputs[record.name]).decode
         self._reread: Callable[[bytes], Any] = msgspec.json.Decoder(contracts[record.name]).decode
+
+    def slots(self, contract: Any, texts: Collection[str], statics: Collection[str]) -> list[Slot]:
+        """Where some of the contract's free texts stand, in the order of its fields."""
+        found: list[Slot] = []
+        self._slots(contract, (), texts, statics, found)
+        return found
 
     def decode(self, raw: bytes, ledger: Ledger) -> Any:
         """Read foreign JSON: by type, or leaf by leaf where the type does not fit.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import importlib.metadata
 import inspect
 import os
 import socket
@@ -46,30 +47,50 @@ from telemetry.brokers.spool import Spool
 from telemetry.config import Bind, RecipientSettings, Settings, is_loopback
 from telemetry.dead_letter import Bury, burying, forgetting
 from telemetry.edge import Edge
-from telemetry.errors import BrokerError, ConfigError, PolicyError, TelemetryError
+from telemetry.errors import (
+    AuditError,
+    BrokerError,
+    ConfigError,
+    KeyringError,
+    PolicyError,
+    TelemetryError,
+)
 from telemetry.forward import Forwarder, Rate
 from telemetry.gateway import Gateway, Limits, Projects
 from telemetry.identity import (
+    Custody,
     Identity,
+    Turn,
+    initialise,
     initialise_development,
     load_dead_letter_sealer,
     load_spool_key,
 )
+from telemetry.identity.audit import AUDIT_FILE, AuditLog, Body, Signer, about_key
 from telemetry.intake import Intake, Taken
 from telemetry.parcel import Parcel
 from telemetry.pipeline import Pseudonymizer, Terms
-from telemetry.policy import Policy, PolicyRegister, load_policy, policy_dir
+from telemetry.policy import Policy, PolicyRegister, Recipient, load_policy, policy_dir
+from telemetry.retention import Period
 from telemetry.rules import Schemas
 from telemetry.sinks import Sink
 
-__all__ = ["Part", "Runner", "Storage", "check_host", "open_broker"]
+__all__ = ["Part", "Runner", "Storage", "check_host", "keeps", "open_broker", "open_custody"]
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.run")
 _T = TypeVar("_T")
-_TEND_S: Final = 1.0
+_VERSION: Final = importlib.metadata.version("milchglas")
+_LOG_S: Final = 1.0
 _STUCK_S: Final = 90.0
 _EXIT_LOG_LOST: Final = 71
 _DRAIN_S: Final = 8.0
+_TEND_S: Final = 15.0
+_KEY_ACTIONS: Final = {
+    "created": "key.create",
+    "promoted": "key.promote",
+    "scheduled": "key.schedule",
+    "destroyed": "key.destroy",
+}
 _GIVE_UP_S: Final = 72 * 3600.0
 """As long as a sealed event waits (DESIGN 5): what a recipient refuses for three days is parked."""
 """How long a stop waits for requests under way, on both sides at once: over within ten."""
@@ -194,12 +215,26 @@ def _open_kafka(settings: Settings) -> Broker:
 
 
 def _open_spool(settings: Settings) -> Spool:
-    key = load_spool_key(settings.state_dir, environment=settings.environment)
+    key = load_spool_key(
+        settings.state_dir, environment=settings.environment, custody=open_custody(settings)
+    )
     return Spool(
         settings.state_dir / "spool.sqlite3",
         key=key.expose(),
         quota_bytes=settings.broker.quota_mib * 1024 * 1024,
     )
+
+
+def open_custody(settings: Settings) -> Custody | None:
+    """Give the custody of keys that the settings name; None where keys lie in the clear.
+
+    Raises:
+        KeyringError: custody.kek is none.
+    """
+    if not settings.wraps_keys:
+        return None
+    named = settings.custody
+    return Custody(named.kek, state=settings.state_dir, backup=named.backup)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,6 +255,15 @@ class Part:
         """Whether it is the whole pipeline."""
         return self.gateway and self.pseudonymizer and self.forwards is None
 
+    @property
+    def name(self) -> str:
+        """What the audit log calls it."""
+        if self.whole:
+            return "run"
+        if self.gateway or self.pseudonymizer:
+            return "gateway" if self.gateway else "pseudonymize"
+        return "forward"
+
 
 class Runner:
     """All roles of the pipeline in one process, or a part of them.
@@ -237,6 +281,7 @@ class Runner:
         self._open = AsyncExitStack()
         self._stop = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
+        self.identity: Identity | None = None
         self.gateway: Gateway | None = None
         self.intake: Intake | None = None
         self.pseudonymizer: Pseudonymizer | None = None
@@ -245,6 +290,8 @@ class Runner:
         self.stand_ins: dict[str, Any] = {}
         self.forwarders: dict[str, Forwarder] = {}
         self.address = self.admin_address = ("", 0)
+        self.audit_every_s = 3600.0
+        self._told: tuple[datetime, dict[str, dict[str, int]]] | None = None
 
     async def open(self) -> None:
         """Check everything, open everything, start to listen.
@@ -273,29 +320,37 @@ class Runner:
                     remedy="Take one that it names.",
                 )
         self._paused = _Paused(state / "paused.json")
-        if not settings.production and part.pseudonymizer:
+        custody = open_custody(settings) if part.pseudonymizer else None
+        if not part.pseudonymizer:
+            pass  # others make no keys: they get the public ones
+        elif custody is None:
             initialise_development(state)
             self._say("Keys: made for development and marked insecure; production refuses them.")
+        elif initialise(state, environment=settings.environment, custody=custody):
+            self._say(f"Keys: made. {custody.advice}")
         # First of all that is shared: whoever does not own the log changes nothing beside it.
         self.storage = Storage(self._open_log())
         self._open.callback(self.storage.close)
+        self._open_audit(state)
         register = PolicyRegister(state / "policies.ndjson")
         register.enter(policy.digest, "live", datetime.now(UTC))
+        if part.pseudonymizer:
+            identity = Identity.open(state, environment=settings.environment, custody=custody)
+            self._open.callback(identity.close)
+            self.identity = identity
+            self.audit.checkpoint()
+        self._open.callback(self._depart)
         self.sinks = {name: await self._sink(name) for name in forwards}
         if part.gateway or part.pseudonymizer:
             self._open_scrubbing(policy, register)
         bury = self._bury()
         for name, sink in self.sinks.items():
-            rates = [
-                Rate(events=r.events, period_s=r.period_s, each=r.each, kinds=frozenset(r.kinds))
-                for r in policy.recipients[name].rates
-            ]
             self.forwarders[name] = Forwarder(
                 name,
                 sink,
                 self.storage.broker,
                 call=self.storage.call,
-                rates=rates,
+                rates=rates_of(policy.recipients[name]),
                 drain_s=_DRAIN_S,
                 give_up_s=_GIVE_UP_S,
                 bury=bury,
@@ -321,7 +376,7 @@ class Runner:
 
     def _open_scrubbing(self, policy: Policy, register: PolicyRegister) -> None:
         """Open what gateway and pseudonymizer need, each for itself."""
-        settings, part, state = self.settings, self.part, self.settings.state_dir
+        part, state = self.part, self.settings.state_dir
         detectors = policy.detectors
         try:
             detectors.check_speed(time.thread_time)
@@ -335,8 +390,8 @@ class Runner:
             self.intake = Intake(policy, self.edge, Identity.sealer(state), dead_sealer)
         if not part.pseudonymizer:
             return
-        identity = Identity.open(state, environment=settings.environment)
-        self._open.callback(identity.close)
+        identity = self.identity
+        assert identity is not None  # noqa: S101 - `open` has opened it
         scrub_thread = ThreadPoolExecutor(1, thread_name_prefix="scrub")
         self._open.callback(scrub_thread.shutdown)
         loop = asyncio.get_running_loop()
@@ -365,6 +420,31 @@ class Runner:
             )
             return forgetting
         return burying(load_dead_letter_sealer(public))
+
+    def _open_audit(self, state: Path) -> None:
+        """Open the audit log and witness what starts, before it does."""
+        export = self.settings.audit.checkpoints
+        self.audit = AuditLog(
+            state / AUDIT_FILE,
+            # Who holds no keys signs nothing: its log is a chain of digests, without checkpoints.
+            signer=self._signer if self.part.pseudonymizer else None,
+            export=Path(export) if export else None,
+        )
+        self._open.callback(self.audit.close)
+        what: Body = {
+            "role": self.part.name,
+            "version": _VERSION,
+            "environment": self.settings.environment,
+        }
+        self.witness("role:run", "run.start", what)
+        policy = self.policy
+        what = {"digest": policy.digest, "notice": policy.notice.version}
+        self.witness("role:run", "policy.load", what)
+        for name, recipient in policy.recipients.items():
+            if recipient.refused:
+                reason = " ".join(recipient.refused.split())[:400]
+                what = {"recipient": name, "reason": reason}
+                self.witness("role:run", "recipient.refuse", what)
 
     async def _listen(self) -> None:
         settings = self.settings
@@ -466,10 +546,11 @@ class Runner:
         loops: dict[str, Callable[[asyncio.Event], Awaitable[None]]] = {
             name: forwarder.run for name, forwarder in self.forwarders.items()
         }
+        loops["audit"] = self._audit_hourly
         if self.pseudonymizer is not None:
-            loops["pseudonymizer"] = self.pseudonymizer.run
+            loops |= {"pseudonymizer": self.pseudonymizer.run, "keys": self._tend}
         if hasattr(self.storage.broker, "tend"):
-            loops["log"] = self._tend
+            loops["log"] = self._tend_log
         self._loops = [
             asyncio.create_task(self._watched(name, loop), name=name)
             for name, loop in loops.items()
@@ -477,6 +558,27 @@ class Runner:
         await stop.wait()
 
     async def _tend(self, stop: asyncio.Event) -> None:
+        """Rotate, destroy and back up keys when it is their time."""
+        identity, pseudonymizer = self.identity, self.pseudonymizer
+        if identity is None or pseudonymizer is None:
+            return
+        periods = keeps(self.policy)
+        while not stop.is_set():
+            try:
+                turns = await asyncio.get_running_loop().run_in_executor(
+                    None,
+                    lambda: identity.tend(keeps=periods, holding=bool(pseudonymizer.holding)),
+                )
+                for turn in turns:
+                    _log.info(f"key_{turn.what}", use=turn.key.use, kid=turn.key.kid)
+                    await asyncio.to_thread(self._witness_key, turn)
+            except KeyringError as error:
+                # Nothing stops for this: keys in use stay in use. But somebody has to look.
+                _log.error("keys_untended", reason=str(error))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), _TEND_S)
+
+    async def _tend_log(self, stop: asyncio.Event) -> None:
         """Let the log do what it must do while nobody asks it, and see that it comes back."""
         broker: Any = self.storage.broker
         while not stop.is_set():
@@ -490,7 +592,7 @@ class Runner:
             with suppress(BrokerError):
                 tending.result()
             with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), _TEND_S)
+                await asyncio.wait_for(stop.wait(), _LOG_S)
 
     async def _watched(self, name: str, loop: Callable[[asyncio.Event], Awaitable[None]]) -> None:
         """Keep a loop going: an error of ours costs a second, never the loop and never an event."""
@@ -515,11 +617,79 @@ class Runner:
             await asyncio.gather(*late, return_exceptions=True)
         await self._open.aclose()
 
-    def order(self, names: Collection[str], *, paused: bool) -> None:
-        """Pause recipients or go on with them; the order outlives this process."""
+    async def order(self, names: Collection[str], *, paused: bool, actor: str) -> None:
+        """Pause recipients or go on with them; the order outlives this process.
+
+        A pause protects, so it is done before it is recorded; to go on is recorded first.
+
+        Args:
+            names: Of recipients there are.
+            paused: Whether to pause.
+            actor: Who orders it, as `AuditLog.record` takes it.
+
+        Raises:
+            AuditError: It could not be recorded; nothing was resumed.
+        """
+        action = "recipient.pause" if paused else "recipient.resume"
+        if not paused:
+            await asyncio.to_thread(self._witness_each, actor, action, names)
         for name in names:
             self.forwarders[name].paused = paused
         self._paused.write(name for name, each in self.forwarders.items() if each.paused)
+        if paused:
+            await asyncio.to_thread(self._witness_each, actor, action, names)
+
+    def _signer(self) -> Signer:
+        if self.identity is None:
+            raise KeyringError("There is no key to sign with yet.")
+        return self.identity.signer()
+
+    def _checkpoint(self) -> None:
+        if self.identity is not None:
+            self.audit.checkpoint()
+
+    def witness(self, actor: str, action: str, what: Body, result: str = "done") -> None:
+        """Record something in the audit log, under the live policy.
+
+        Raises:
+            AuditError: It cannot be written.
+        """
+        self.audit.record(actor, action, what, result, self.policy.digest)
+
+    def _witness_each(self, actor: str, action: str, names: Iterable[str]) -> None:
+        for name in names:
+            self.witness(actor, action, {"recipient": name})
+
+    def _witness_key(self, turn: Turn) -> None:
+        self.witness("role:run", _KEY_ACTIONS[turn.what], about_key(turn.key))
+
+    async def _audit_hourly(self, stop: asyncio.Event) -> None:
+        """Each hour: what went to whom, what is past its period, and a signed checkpoint."""
+        # Kept over a failure, so that the next hour tells what this one could not.
+        since, before = self._told = self._told or (datetime.now(UTC), (await self.books()).sent())
+        while not stop.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), self.audit_every_s)
+            now, sent = datetime.now(UTC), (await self.books()).sent()
+            for name, counts in sent.items():
+                fresh: dict[str, str | int] = {
+                    word: count - before.get(name, {}).get(word, 0)
+                    for word, count in counts.items()
+                }
+                fresh |= {"recipient": name, "since": since.isoformat(timespec="seconds")}
+                await asyncio.to_thread(self.witness, "role:run", "egress.total", fresh)
+            since, before = self._told = now, sent
+            keep_years = self.policy.ways_back.audit.keep_years
+            await asyncio.to_thread(self.audit.prune, keep_years=keep_years)
+            await asyncio.to_thread(self._checkpoint)
+
+    def _depart(self) -> None:
+        """Record the stop; a log that fails now must not keep anything from being closed."""
+        try:
+            self.witness("role:run", "run.stop", {"role": self.part.name})
+            self._checkpoint()
+        except AuditError as error:
+            _log.error("audit_failed", error=type(error).__name__)
 
     async def books(self) -> Books:
         """Read the books as they stand."""
@@ -535,6 +705,18 @@ class Runner:
         entries, pending = await self.storage.call(snapshot)
         names = tuple(n for n, recipient in self.policy.recipients.items() if recipient.sink)
         return Books(entries, pending, names)
+
+
+def keeps(policy: Policy) -> dict[str, Period]:
+    """Tell for each token domain how long an event of it may be processed and kept at all."""
+    keeps: dict[str, Period] = {}
+    for recipient in policy.recipients.values():
+        for purpose in recipient.purposes:
+            period = policy.retention[policy.purposes[purpose].retention]
+            known = keeps.setdefault(recipient.domain, period)
+            if period.may_exceed(known):
+                keeps[recipient.domain] = period
+    return keeps
 
 
 @contextmanager
@@ -568,6 +750,7 @@ _RECIPIENT_KEYS: Final = (*(f.name for f in msgspec.structs.fields(RecipientSett
 def _given(settings: RecipientSettings) -> dict[str, str]:
     """Keyword arguments for a sink: what is set, with secrets read from their files."""
     given = {key: value for key, value in msgspec.to_builtins(settings).items() if value}
+    given.pop("search", None)  # for who searches there, not for what sends
     if path := given.pop("api_key_file", ""):
         try:
             given["api_key"] = Path(path).read_text("utf-8").strip()
@@ -603,6 +786,14 @@ class _Paused:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(self._path)
+
+
+def rates_of(recipient: Recipient) -> list[Rate]:
+    """Give a recipient's documented limits as the forwarder keeps them."""
+    return [
+        Rate(events=r.events, period_s=r.period_s, each=r.each, kinds=frozenset(r.kinds))
+        for r in recipient.rates
+    ]
 
 
 def check_host(name: str, hosts: Sequence[str], given: Mapping[str, str]) -> None:

@@ -12,6 +12,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any, Final
 
 from scrubbers.engine import Ledger, Path
@@ -21,7 +22,7 @@ from telemetry.schema import Field, Record
 __all__ = ["prune", "strict_json", "unknown_paths"]
 
 _LIST_ITEMS: Final = 10_000
-"""Most items of one list that are looked at."""
+"""Most items of one list, and entries of one map, that are looked at."""
 _PATH_SEGMENT: Final = 64
 _LARGEST: Final = sys.float_info.max
 
@@ -51,7 +52,10 @@ def _cleaned(data: Any, depth: int) -> Any:
     if depth == _DEPTH:
         return None
     if type(data) is dict:
-        return {_LONE.sub("\ufffd", key): _cleaned(item, depth + 1) for key, item in data.items()}
+        return {
+            _LONE.sub("\ufffd", key): _cleaned(item, depth + 1)
+            for key, item in islice(data.items(), _LIST_ITEMS)
+        }
     if type(data) is list:
         return [_cleaned(item, depth + 1) for item in data[:_LIST_ITEMS]]
     # 1e999 reads as infinity, which is no more a number than NaN is.

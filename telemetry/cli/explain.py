@@ -400,9 +400,10 @@ def _print_compared(
                 escape(last.because) if last else "",
             )
         console.print(table)
-    console.print(
-        f"{total} differences." if total else "Nothing would leave otherwise than it does now."
-    )
+    if total:
+        console.print("1 difference." if total == 1 else f"{total} differences.")
+    else:
+        console.print("Nothing would leave otherwise than it does now.")
 
 
 def _result(row: Row | None) -> str:

@@ -21,6 +21,7 @@ from telemetry import logs
 from telemetry.admin import ask
 from telemetry.cli import EXIT_NO, Config, Json, State, app
 from telemetry.config import Settings, load_settings
+from telemetry.errors import AuditError
 
 if TYPE_CHECKING:
     from telemetry.run import Part
@@ -44,7 +45,8 @@ def run(
     """Run gateway, pseudonymizer and forwarders in one process.
 
     Without any configuration it keeps its state in .telemetry/, makes development keys, and sends
-    to local stand-ins for Heap and Sentry, saying so.
+    to local stand-ins for Heap and Sentry, saying so. Anywhere but in development it makes, wraps,
+    rotates and backs up keys by itself, and says once what to keep in a safe place.
 
     Examples:
 
@@ -98,7 +100,7 @@ async def serve(settings: Settings, part: Part | None = None) -> None:
 
 @app.command()
 def check(*, config: Config = None, state: State = None, as_json: Json = False) -> None:
-    """Check configuration, policy and schemas without starting anything.
+    """Check configuration, keys, policy and schemas without starting anything.
 
     Examples:
 
@@ -114,7 +116,9 @@ def check(*, config: Config = None, state: State = None, as_json: Json = False) 
     detectors = policy.detectors
     detectors.check_speed(time.thread_time)
     schemas = Schemas(policy, detectors)
+    keys = _keys(settings)
     report = {
+        "keys": keys,
         "policy": policy.digest,
         "notice": policy.notice.version,
         "purposes": {name: purpose.kinds for name, purpose in policy.purposes.items()},
@@ -139,6 +143,22 @@ def check(*, config: Config = None, state: State = None, as_json: Json = False) 
         console.print(f"  {name}: {', '.join(purpose.kinds) or 'nothing'} → {receives}")
     if away := report.get("when_kafka_is_away"):
         console.print(f"While Kafka is away: {away}", soft_wrap=True)
+    console.print(f"Keys: {keys['state']}. {keys['advice']}".rstrip(), soft_wrap=True, markup=False)
+
+
+def _keys(settings: Settings) -> dict[str, Any]:
+    """Look whether the keys would let it start, and what somebody has to keep safe."""
+    from telemetry.identity import inspect  # noqa: PLC0415
+    from telemetry.run import open_custody  # noqa: PLC0415
+
+    custody = open_custody(settings)
+    ring = inspect(settings.state_dir, environment=settings.environment, custody=custody)
+    counted = 0 if ring is None else sum(k.state != "DESTROYED" for k in ring.entries())
+    return {
+        "state": f"sound, {counted}" if ring else "made at the first start",
+        "wrapped": custody is not None,
+        "advice": custody.advice if custody else "In the clear, for development only.",
+    }
 
 
 @app.command()
@@ -241,4 +261,6 @@ def _order(order: str, recipient: str, settings: Settings) -> None:
     answer = ask(settings.state_dir, "POST", f"/{order}/{quote(recipient, safe='')}")
     if "detail" in answer:
         raise typer.BadParameter("No such recipient; `telemetry books` lists them.")
+    if "error" in answer:
+        raise AuditError(answer["error"])
     typer.echo(json.dumps(answer))

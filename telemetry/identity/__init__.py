@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -36,12 +37,15 @@ from telemetry.identity import pseudonym
 from telemetry.identity.capsule import (
     DeadLetterOpener,
     DeadLetterSealer,
+    HeldOpener,
+    HeldSealer,
     Identifier,
     Opener,
     Sealer,
     self_test,
 )
-from telemetry.identity.keyring import Keyring, PublicKeys, Secret
+from telemetry.identity.custody import Custody
+from telemetry.identity.keyring import Announced, Keyring, PublicKeys, Secret, Signer
 from telemetry.identity.pseudonym import (
     EPOCH_RULES,
     EpochRule,
@@ -52,6 +56,7 @@ from telemetry.identity.pseudonym import (
     epoch_label,
     membership,
 )
+from telemetry.identity.rotation import Turn, overdue, tend
 from telemetry.identity.vault import (
     CACHE_S,
     STATES,
@@ -60,12 +65,16 @@ from telemetry.identity.vault import (
     Unreadable,
     Vault,
 )
+from telemetry.retention import Period
 
 __all__ = [
+    "Custody",
     "DeadLetterOpener",
     "DeadLetterSealer",
     "Domain",
     "EpochRule",
+    "HeldOpener",
+    "HeldSealer",
     "Identifier",
     "Identity",
     "Kind",
@@ -74,13 +83,17 @@ __all__ = [
     "Sealed",
     "Sealer",
     "SuppressionState",
+    "Turn",
     "canonicalize",
     "check",
     "epoch_label",
     "epoch_ms",
+    "initialise",
     "initialise_development",
+    "inspect",
     "load_dead_letter_opener",
     "load_dead_letter_sealer",
+    "load_held_sealer",
     "load_sealer",
     "load_spool_key",
     "membership",
@@ -249,6 +262,47 @@ class Resolved:
         return self._identity._state_of(purpose, self._identifiers)  # noqa: SLF001
 
 
+class _Desk:
+    """Gives tokens of one domain and epoch, and remembers those it gave. Let go of in a minute."""
+
+    def __init__(self, domain: Domain, epoch: str, key: Secret) -> None:
+        self._domain, self._epoch, self._key = domain, epoch, key
+        self._tokenizers: dict[tuple[str, str], pseudonym.Tokenizer] = {}
+        self._given: dict[Identifier, tuple[Secret, str]] = {}
+
+    def __repr__(self) -> str:
+        return f"_Desk({self._domain.name} {self._epoch})"
+
+    def tokens(self, pairs: Sequence[tuple[Identifier, Secret]]) -> tuple[str, ...]:
+        tokens: list[str] = []
+        for identifier, secret in pairs:
+            given = self._given.get(identifier)
+            # The vault remembers secrets as objects; another one may be a rerolled subject's.
+            if given is not None and given[0] is secret:
+                tokens.append(given[1])
+            else:
+                tokens.append(self._make(identifier, secret))
+        return tuple(tokens)
+
+    def _make(self, identifier: Identifier, secret: Secret) -> str:
+        kind, namespace, canonical_id = identifier
+        tokenizer = self._tokenizers.get((kind, namespace))
+        if tokenizer is None:
+            tokenizer = self._tokenizers[kind, namespace] = pseudonym.Tokenizer(
+                self._key.expose(),
+                domain=self._domain.name,
+                epoch=self._epoch,
+                kind=kind,
+                namespace=namespace,
+                label=self._domain.label,
+            )
+        token = tokenizer(canonical_id, secret.expose())
+        if len(self._given) >= _CACHE_TOKENS:
+            self._given.clear()
+        self._given[identifier] = secret, token
+        return token
+
+
 class Identity:
     """Keyring, vault and opener of one pseudonymizer. Safe to share between threads."""
 
@@ -268,12 +322,20 @@ class Identity:
         return f"Identity({self._keyring!r}, {self._vault!r})"
 
     @classmethod
-    def open(cls, state: Path, *, environment: str, vault_url: str | None = None) -> Identity:
+    def open(
+        cls,
+        state: Path,
+        *,
+        environment: str,
+        custody: Custody | None = None,
+        vault_url: str | None = None,
+    ) -> Identity:
         """Open keyset and vault under a state folder.
 
         Args:
             state: Holds ``keys/keyset.json``, and ``vault.sqlite3`` unless `vault_url` is given.
-            environment: ``production`` refuses development keysets.
+            environment: All but ``development`` refuse development keysets.
+            custody: What the keyset is wrapped with; by default ``STATE/custody/kek``.
             vault_url: SQLAlchemy URL of another vault.
 
         Raises:
@@ -281,7 +343,9 @@ class Identity:
             VaultError: The vault cannot be reached.
         """
         self_test()
-        keyring = Keyring.load(state / _KEYS / _keys.KEYSET, environment=environment)
+        keyring = Keyring.load(
+            state / _KEYS / _keys.KEYSET, environment=environment, custody=custody
+        )
         url = f"sqlite:///{(state / _VAULT).absolute()}" if vault_url is None else vault_url
         return cls(keyring, Vault(url, keyring=keyring))
 
@@ -377,32 +441,18 @@ class Identity:
     ) -> tuple[str, ...]:
         if not pairs:
             return ()
-        if domain.epoch != "rel" and not -_OLDEST <= at - self._now() <= _NEWEST:
-            # A forged time must not make keys for epochs nobody lives in.
-            raise IdentifierError("invalid_time")
-        epoch = epoch_label(domain.epoch, at)
-        known = self._tokens
-        tokens: list[str] = []
-        for identifier, secret in pairs:
-            raw = secret.expose()
-            entry = (domain.name, domain.label, epoch, identifier, raw)
-            token = known.get(entry)
-            if token is None:
-                token = pseudonym.token(
-                    self._keyring.token_key(domain.name, epoch).expose(),
-                    domain=domain.name,
-                    epoch=epoch,
-                    kind=identifier.kind,
-                    namespace=identifier.namespace,
-                    canonical_id=identifier.canonical_id,
-                    secret=raw,
-                    label=domain.label,
-                )
-                if len(known) >= _CACHE_TOKENS:
-                    known.clear()
-                known[entry] = token
-            tokens.append(token)
-        return tuple(tokens)
+        epoch = "rel"
+        if domain.epoch != epoch:
+            if not self._oldest <= at <= self._newest:
+                # A forged time must not make keys for epochs nobody lives in.
+                raise IdentifierError("invalid_time")
+            epoch = epoch_label(domain.epoch, at)
+        place = domain.name, domain.label, epoch
+        desk = self._desks.get(place)
+        if desk is None:
+            key = self._keyring.token_key(domain.name, epoch)
+            desk = self._desks[place] = _Desk(domain, epoch, key)
+        return desk.tokens(pairs)
 
     def _delivery_id(self, domain: Domain, event_id: str) -> str:
         key = self._keyring.delivery_key(domain.name)
@@ -421,6 +471,17 @@ class Identity:
                 if subject.kind == "account" and states[tag] == "GRANTED":
                     return "GRANTED"
         return worst
+
+    # --- The audit log --------------------------------------------------------------------------
+
+    def signer(self) -> Signer:
+        """Give what signs a checkpoint of the audit log; ask anew for each, because keys rotate.
+
+        Raises:
+            KeyringError: There is no audit key, or the keyset cannot be read.
+        """
+        self._keyring.refresh()
+        return self._keyring.signer()
 
     # --- Rights ---------------------------------------------------------------------------------
 
@@ -456,6 +517,25 @@ class Identity:
         self._vault.erase(self._locator(subject))
         self._forget()
 
+    # --- Keys -----------------------------------------------------------------------------------
+
+    def tend(
+        self, *, keeps: Mapping[str, Period] | None = None, holding: bool = False
+    ) -> list[Turn]:
+        """Rotate, destroy and back up what is due, and tell others what is loaded. Once a minute.
+
+        Arguments and errors as `telemetry.identity.rotation.tend`.
+        """
+        turns = tend(self._keyring, now=self._now(), keeps=keeps, holding=holding)
+        self._keyring.report()
+        return turns
+
+    def keys(self) -> tuple[Counter[tuple[str, str]], int]:
+        """Count the keys by use and state, and those that should be destroyed by now."""
+        entries = self._keyring.entries()
+        counted: Counter[tuple[str, str]] = Counter((key.use, key.state) for key in entries)
+        return counted, len(overdue(entries, self._now()))
+
     # --- What is remembered, for less than a minute ---------------------------------------------
 
     def _refresh(self) -> None:
@@ -464,7 +544,9 @@ class Identity:
             self._forget()
 
     def _forget(self) -> None:
-        self._tokens: dict[tuple[str, str, str, Identifier, bytes], str] = {}
+        self._desks: dict[tuple[str, str, str], _Desk] = {}
+        now = self._now()
+        self._oldest, self._newest = now - _OLDEST, now + _NEWEST
         self._locators: dict[Identifier, bytes] = {}
         self._tags: dict[tuple[str, Identifier], bytes] = {}
         self._generation = self._keyring.generation
@@ -493,6 +575,7 @@ class Identity:
     def close(self) -> None:
         """Let go of the vault and forget what was remembered."""
         self._forget()
+        self._keyring.depart()
         self._vault.close()
 
 
@@ -500,7 +583,7 @@ class Identity:
 
 
 def load_sealer(public: Path) -> Sealer:
-    """Give a gateway what it seals identifiers with.
+    """Give a gateway what it seals identifiers with. It follows the file and its next keys.
 
     Args:
         public: A ``public.json``.
@@ -509,8 +592,9 @@ def load_sealer(public: Path) -> Sealer:
         KeyringError: It is missing or changed, or HPKE does not work.
     """
     self_test()
-    key = PublicKeys.load(public).seal
-    return Sealer(key.raw, key.kid)
+    announced = Announced(public)
+    key = announced()
+    return Sealer(key.raw, key.kid, source=announced)
 
 
 def load_dead_letter_sealer(public: Path) -> DeadLetterSealer:
@@ -523,20 +607,33 @@ def load_dead_letter_sealer(public: Path) -> DeadLetterSealer:
     return DeadLetterSealer(PublicKeys.load(public).dead)
 
 
-def load_dead_letter_opener(keyset: Path, *, environment: str) -> DeadLetterOpener:
+def load_held_sealer(public: Path) -> HeldSealer:
+    """Give a pseudonymizer what it seals events of subjects on hold with.
+
+    Raises:
+        KeyringError: As `load_sealer`.
+    """
+    self_test()
+    return HeldSealer(PublicKeys.load(public).hold)
+
+
+def load_dead_letter_opener(
+    keyset: Path, *, environment: str, custody: Custody | None = None
+) -> DeadLetterOpener:
     """Give the place where dead letters are looked at what opens them.
 
     Args:
         keyset: A ``dead-letter/keyset.json``.
-        environment: ``production`` refuses development keysets.
+        environment: All but ``development`` refuse development keysets.
+        custody: What it is wrapped with; by default ``STATE/custody/kek``.
 
     Raises:
         KeyringError: No usable keyset.
     """
-    return DeadLetterOpener(Keyring.load(keyset, environment=environment))
+    return DeadLetterOpener(Keyring.load(keyset, environment=environment, custody=custody))
 
 
-def load_spool_key(state: Path, *, environment: str) -> Secret:
+def load_spool_key(state: Path, *, environment: str, custody: Custody | None = None) -> Secret:
     """Give the embedded log the key of its payloads: 32 bytes in a holder that nothing prints.
 
     The one key that leaves this package: it opens a local file, never an identity.
@@ -544,7 +641,27 @@ def load_spool_key(state: Path, *, environment: str) -> Secret:
     Raises:
         KeyringError: No usable ``keys/spool.json``.
     """
-    return Keyring.load(state / _KEYS / _keys.SPOOL, environment=environment).secret("spool")
+    path = state / _KEYS / _keys.SPOOL
+    return Keyring.load(path, environment=environment, custody=custody).secret("spool")
+
+
+def initialise(state: Path, *, environment: str, custody: Custody) -> bool:
+    """Make what is absent of ``STATE/keys``, wrapped by custody. Changes nothing that is there.
+
+    With the default custody its key file is made as well, unless a keyset is there already.
+
+    Returns:
+        Whether that file is new: then somebody has to back it up.
+
+    Raises:
+        KeyringError: As `initialise_development`; or custody cannot be used.
+    """
+    made = False
+    if custody.made_here and not (state / _KEYS / _keys.KEYSET).exists():
+        _initialisable(state)
+        made = custody.make()
+    _initialise(state, environment, custody)
+    return made
 
 
 def initialise_development(state: Path) -> None:
@@ -554,11 +671,40 @@ def initialise_development(state: Path) -> None:
         KeyringError: The folder cannot be written, what is there is wrong, or there is a vault
             whose keyset is gone: with a new one every subject in it would become another.
     """
+    _initialise(state, "development", None)
+
+
+def inspect(state: Path, *, environment: str, custody: Custody | None = None) -> Keyring | None:
+    """Look at the keyset without changing anything; None if the first start will make it.
+
+    Raises:
+        KeyringError: The start would be refused, for this reason.
+    """
+    self_test()
+    _initialisable(state, make=False)
+    keyset = state / _KEYS / _keys.KEYSET
+    if keyset.exists():
+        ring = Keyring.load(keyset, environment=environment, custody=custody)
+        PublicKeys.load(keyset.with_name(_keys.PUBLIC))
+        return ring
+    if custody is not None and not custody.made_here:
+        custody.unwrap(custody.wrap(bytes(range(32))))
+    return None
+
+
+def _initialise(state: Path, environment: str, custody: Custody | None) -> None:
+    _initialisable(state)
+    keyset = state / _KEYS / _keys.KEYSET
+    Keyring.ensure(keyset, environment=environment, custody=custody)
+
+
+def _initialisable(state: Path, *, make: bool = True) -> None:
     folder = state / _KEYS
     keyset = folder / _keys.KEYSET
     try:
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
+        if make:
+            state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
         lost = not keyset.exists() and (state / _VAULT).exists()
     except OSError:
         raise KeyringError("cannot be made.", path=folder) from None
@@ -566,6 +712,6 @@ def initialise_development(state: Path) -> None:
         raise KeyringError(
             "is gone, but its vault is there.",
             path=keyset,
-            remedy="Restore it; or remove the vault, which gives every subject new tokens.",
+            remedy="Restore it from its copy; or remove the vault, which gives every subject new "
+            "tokens.",
         )
-    Keyring.ensure_development(keyset)

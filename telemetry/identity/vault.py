@@ -221,6 +221,15 @@ class Vault:
                 found |= fresh
             return found
 
+    def find(self, locators: Sequence[bytes]) -> dict[bytes, Secret | Tombstoned | Unreadable]:
+        """Give the secrets of those subjects that have one; make none.
+
+        Raises:
+            VaultError: It cannot be asked.
+            KeyringError: A wrap key is missing.
+        """
+        return self._find(locators)
+
     def _find(self, locators: Sequence[bytes]) -> dict[bytes, Secret | Tombstoned | Unreadable]:
         with self._transaction() as connection:
             rows = self._rows(connection, locators)

@@ -263,6 +263,7 @@ def _complete(event: Event, hint: Hint) -> Event:
         return event
     try:
         data: Any = event
+        _bound(data)
         _add_request(data)
         client = transport._client  # noqa: SLF001 - same module
         tags = data.setdefault("tags", {})
@@ -276,6 +277,40 @@ def _complete(event: Event, hint: Hint) -> Event:
         if client is not None:
             client.handover.count("incomplete_errors")
     return event
+
+
+def _bound(event: dict[str, Any]) -> None:
+    """Cut what would make the event larger than any may be: chains, stacks and messages.
+
+    sentry-sdk lists ten thousand causes with a stack each, and no longer cuts a message. Of a stack
+    stays what Sentry itself would keep, so that it groups as before.
+
+    Source:
+        getsentry/relay, `enforce_frame_hard_limit`: 200 recent and 50 old frames.
+    """
+    errors: Any = (event.get("exception") or {}).get("values") or ()
+    if len(errors) > _ERRORS:
+        # The cause of all stands first, what was caught last; their groups are numbered from there.
+        del errors[_ERRORS // 2 : -_ERRORS // 2]
+    for error in errors:
+        frames: Any = (error.get("stacktrace") or {}).get("frames") or ()
+        if len(frames) > _OLD_FRAMES + _RECENT_FRAMES:
+            del frames[_OLD_FRAMES:-_RECENT_FRAMES]
+    for holder, name in (
+        (event, "message"),
+        (event.get("logentry"), "message"),
+        (event.get("logentry"), "formatted"),
+        *((error, "value") for error in errors),
+    ):
+        text = holder.get(name) if type(holder) is dict else None
+        if type(text) is str and len(text) > _MESSAGE:
+            holder[name] = text[:_MESSAGE]
+
+
+_ERRORS: Final = 50
+_OLD_FRAMES: Final = 50
+_RECENT_FRAMES: Final = 200
+_MESSAGE: Final = 8192
 
 
 def _add_request(event: dict[str, Any]) -> None:

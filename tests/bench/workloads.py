@@ -4,8 +4,11 @@
 - **B8**, **B40**: error events of 8.7 and 39 KB that sentry-sdk made of exceptions really raised in
   a small web application: locals, request, cookies, breadcrumbs, source lines, modules.
 
-Each comes *clean* and with personal data in its free text (*pii*): 1-2, 4 and 15 places. What is
-left out of a scrub by its schema (locals, headers, bodies) is there all the same.
+Each comes *clean* and with personal data in its free text (*pii*): 1-2, 4 and 15 places; A also
+*mixed*, five events in a hundred with personal data. What is left out of a scrub by its schema
+(locals, headers, bodies) is there all the same.
+
+`HOSTILE` is what texts are made of that are meant to be slow.
 """
 
 from __future__ import annotations
@@ -25,11 +28,17 @@ from sentry_sdk.integrations.logging import LoggingIntegration
 from sentry_sdk.integrations.wsgi import SentryWsgiMiddleware
 from sentry_sdk.transport import Transport
 
-__all__ = ["SIZES", "WORKLOADS", "analytics_event", "build"]
+__all__ = ["BATCH", "HOSTILE", "KINDS", "SIZES", "analytics_event", "build", "raising"]
 
-WORKLOADS: Final = ("A", "B8", "B40")
+KINDS: Final = {"A": "analytics_event", "B8": "error_event", "B40": "error_event"}
+"""Record that describes the events of a workload."""
+
+BATCH: Final = 64
+"""Events of A that come in one call."""
+
 SIZES: Final = {
     ("A", "clean"): 800,
+    ("A", "mixed"): 807,
     ("A", "pii"): 940,
     ("B8", "clean"): 8_700,
     ("B8", "pii"): 9_500,
@@ -38,7 +47,8 @@ SIZES: Final = {
 }
 """Bytes of an event on average; each workload is within ten percent of this."""
 
-_NUMBER: Final = {"A": 256, "B8": 24, "B40": 8}
+_NUMBER: Final = {"A": 4 * BATCH, "B8": 24, "B40": 8}
+_SHARE: Final = {"clean": 0.0, "mixed": 0.05, "pii": 1.0}
 _SEED: Final = 20261122
 
 _AGENTS: Final = tuple(
@@ -73,21 +83,60 @@ _WORDS: Final = (
 )
 
 
-def build(name: str, *, pii: bool) -> list[bytes]:
+def build(name: str, sort: str) -> list[bytes]:
     """Build the events of one workload.
+
+    Args:
+        name: Of `KINDS`.
+        sort: ``clean``, ``pii``, or of A ``mixed``.
 
     Raises:
         AssertionError: They are not as large as they should be; then no figure would mean anything.
     """
-    chance = random.Random(f"{_SEED}{name}{pii}")  # noqa: S311 - events must be the same each time
-    if name == "A":
-        events = [analytics_event(chance, n, pii=pii) for n in range(_NUMBER[name])]
-    else:
-        events = [_error(chance, deep=name == "B40", pii=pii) for _ in range(_NUMBER[name])]
+    # Events must be the same each time.
+    chance = random.Random(f"{_SEED}{name}{sort}")  # noqa: S311
+    number, every = _NUMBER[name], round(1 / _SHARE[sort]) if _SHARE[sort] else 10**9
+    events = [
+        analytics_event(chance, n, pii=n % every == every - 1)
+        if name == "A"
+        else _error(chance, deep=name == "B40", pii=sort == "pii")
+        for n in range(number)
+    ]
     raw = [json.dumps(event, separators=(",", ":")).encode() for event in events]
-    size, wanted = sum(map(len, raw)) / len(raw), SIZES[name, "pii" if pii else "clean"]
+    size, wanted = sum(map(len, raw)) / len(raw), SIZES[name, sort]
     assert 0.9 <= size / wanted <= 1.1, f"{name}: {size:.0f} bytes instead of {wanted}"
     return raw
+
+
+HOSTILE: Final = {
+    "letters": "a",
+    "digits": "4",
+    "groups": "4111 ",
+    "dots": "1.2.3.",
+    "at": "a@",
+    "colons": "ab:",
+    "secrets": "password=",
+    "quotes": 'password="',
+    "bearers": "bearer xxxx ",
+    "cookies": "cookie: a=b ",
+    "ibans": "DE89 ",
+    "phones": "+49 30 ",
+    "cues": "tel 123 ",
+    "keys": "-----BEGIN PRIVATE KEY",
+    "tokens": "eyJ",
+    "urls": "://a:b@",
+    "percent": "%40",
+    "placeholders": "<email:1>",
+    "brackets": "<",
+    "escapes": '\\"secret\\":\\"',
+    "umlauts": "ü@",
+    "users": "/Users/",
+    "ids": "user_id ",
+    "flags": " -p mysql",
+    "hex": "0x1.",
+    "hyphens": "1-2-",
+}
+"""What repeats in a text that is made to be slow: heads of values without their ends."""
 
 
 def _sentence(chance: random.Random, words: int) -> str:
@@ -263,6 +312,29 @@ _MODULES: Final = {
     for n, word in enumerate(("http", "async", "data", "form", "image", "report", "queue", "text"))
     for kind in ("core", "client", "types", "contrib")
 }
+
+
+def raising() -> BaseException:
+    """Give an exception that was raised in the application, four frames down."""
+    dispatch, authenticated = _application()
+    session = {
+        "cart": _cart(random.Random(_SEED), 3),  # noqa: S311 - the same each time
+        "account": 4711,
+        "limit_cents": 10**9,
+        "ledger": {"prefix": "L-", "next": 17},
+        "complaint": "payment 17 failed at step 3",
+    }
+    request = {
+        "route": "/orders",
+        "form": {"currency": "EUR", "method": "card"},
+        "started": 1_795_341_600,
+        "trace": "0" * 32,
+    }
+    try:
+        authenticated(request, session, dispatch, 1)
+    except Exception as error:  # noqa: BLE001 - of a class that the application made
+        return error
+    raise AssertionError
 
 
 def _error(chance: random.Random, *, deep: bool, pii: bool) -> dict[str, Any]:

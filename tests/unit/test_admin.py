@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from telemetry.admin import Admin, NotRunningError, ask
 from telemetry.books import Books
 from telemetry.brokers import SEALED, Entry, clean
+from telemetry.identity.audit import actor_of
 from telemetry.metrics import exposition
 
 ENTRIES = {
@@ -37,6 +38,8 @@ class Runner:
 
     def __init__(self) -> None:
         self.holding = ""
+        self.actors: list[str] = []
+        self.witnessed: list[tuple[str, str, dict[str, str], str]] = []
         self.intake = SimpleNamespace(invalid_identifiers=Counter(account=2))
         self.edge = SimpleNamespace(
             unknown=Counter({("session", "vendor"): 3, ("session", "<key>"): 1})
@@ -45,12 +48,17 @@ class Runner:
             "heap": SimpleNamespace(paused=False),
             "sentry": SimpleNamespace(paused=False),
         }
+        self.identity = SimpleNamespace(keys=lambda: (Counter({("seal", "PRIMARY"): 1}), 0))
         self.seen = Counter({("requests", ("native", "200")): 7, ("refusals", ("not_json",)): 1})
 
     async def books(self) -> Books:
         return BOOKS
 
-    def order(self, names: list[str], *, paused: bool) -> None:
+    def witness(self, actor: str, action: str, what: dict[str, str], result: str) -> None:
+        self.witnessed.append((actor, action, what, result))
+
+    async def order(self, names: list[str], *, paused: bool, actor: str) -> None:
+        self.actors.append(actor)
         for name in names:
             self.forwarders[name].paused = paused
 
@@ -150,6 +158,8 @@ async def test_the_socket_is_its_owners_and_takes_orders(runner: Runner, tmp_pat
     assert await asked(tmp_path, "POST", "/resume/all") == {"resumed": ["heap", "sentry"]}
     assert not any(forwarder.paused for forwarder in runner.forwarders.values())
     assert await asked(tmp_path, "POST", "/pause/jane") == {"detail": "no such recipient"}
+    assert {*runner.actors, runner.witnessed[0][0]} == {actor_of()}
+    assert runner.witnessed[0][1:] == ("recipient.pause", {}, "refused:unknown")
     with pytest.raises(NotRunningError):
         await asked(tmp_path, "POST", "/destroy/heap")
 

@@ -184,3 +184,17 @@ def test_nothing_goes_to_a_host_that_the_policy_does_not_name(
         check_host("sentry", hosts, given)
     assert "evil" not in str(caught.value)
     assert "169" not in str(caught.value)
+
+
+def test_a_search_must_be_an_address_with_a_place_for_the_token(tmp_path: Path) -> None:
+    good = written(tmp_path, '[recipient.sentry]\nsearch = "https://s.example/?q={token}"\n')
+    assert load_settings(good, environ=NOTHING).recipient["sentry"].search.endswith("{token}")
+    for wrong in (
+        "https://s.example/",
+        "{token}",
+        "javascript:{token}",
+        "https://s.example/ {token}",
+    ):
+        bad = written(tmp_path, f'[recipient.sentry]\nsearch = "{wrong}"\n')
+        with pytest.raises(ConfigError):
+            load_settings(bad, environ=NOTHING)

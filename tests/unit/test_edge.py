@@ -6,6 +6,7 @@ import json
 import time
 from typing import Any
 
+import msgspec
 import pytest
 from making import shipped
 
@@ -148,7 +149,7 @@ def test_remarks_of_an_earlier_edge_are_taken_over_as_far_as_we_could_have_made_
         ],
     }
     outcome = edge.scrub(item(event, "error_event"))
-    assert [tuple(remark) for remark in outcome.remarks] == [
+    assert [msgspec.structs.astuple(remark) for remark in outcome.remarks] == [
         (("message",), "email", "replace", 11, 20),
         (("user", "email"), "strip", "remove", 0, 0),
         (("tags", "<key>"), "email", "replace", 0, 9),

@@ -47,6 +47,9 @@ REFUSED = [
     ("treatments.toml", '"default"', '"nearly"', "Use one of: default, drop"),
     ("treatments.toml", "[truncate_ip]", "[truncate_ip", "Correct the syntax"),
     ("pseudonyms.toml", '"integer"', '"number"', "Correct it"),
+    ("ways_back.toml", "keep_years = 3", "keep_years = 0", "Correct it"),
+    ("ways_back.toml", "valid_hours = 24", "valid_hours = 169", "Correct it"),
+    ("ways_back.toml", "enabled = false", "enabled = true", "[reason.NAME]"),
 ]
 
 
@@ -184,3 +187,65 @@ def test_a_register_accepts_live_and_superseded_policies_and_never_a_revoked_one
 
 def test_a_policy_says_nothing_when_it_is_shown() -> None:
     assert "Düsseldorf" not in repr(Policy(schemas_dir() / "policy"))
+
+
+REASON = """
+[reason.abuse]
+text = { de = "Missbrauch", en = "abuse" }
+ways = ["join", "reidentify"]
+source = "rule 7"
+"""
+
+
+def person(name: str, *may: str, user: str = "") -> str:
+    listed = ", ".join(f'"{part}"' for part in may)
+    return f'[person.{name}]\nuser = "{user or name}"\nmay = [{listed}]\n'
+
+
+@pytest.mark.parametrize(
+    ("way", "written", "remedy"),
+    [
+        ("join", person("erika", "join"), "[reason.NAME]"),
+        ("join", REASON + person("erika", "request"), "[person.NAME]"),
+        ("reidentify", REASON + person("erika", "request"), "[person.NAME]"),
+        ("reidentify", REASON + person("erika", "request", "approve"), "[person.NAME]"),
+        (
+            "reidentify",
+            REASON + person("erika", "request") + person("max", "approve", user="erika"),
+            "a user of their own",
+        ),
+        ("join", REASON.replace('"join", ', "") + person("erika", "join"), "[reason.NAME]"),
+    ],
+)
+def test_a_way_back_that_one_person_alone_could_take_stops_the_start(
+    tmp_path: Path, way: str, written: str, remedy: str
+) -> None:
+    with pytest.raises(PolicyError) as caught:
+        load_policy(with_ways_back(tmp_path, way, written))
+    assert caught.value.path is not None
+    assert caught.value.path.name == "ways_back.toml"
+    assert remedy in str(caught.value)
+
+
+def test_a_way_back_with_reason_and_two_persons_is_accepted(tmp_path: Path) -> None:
+    written = REASON + person("erika", "request", "approve") + person("max", "approve")
+    rules = load_policy(with_ways_back(tmp_path, "reidentify", written)).ways_back
+    assert rules.reidentify.enabled
+    assert not rules.join.enabled
+
+
+def test_as_shipped_no_way_leads_back_to_an_account() -> None:
+    rules = load_policy(schemas_dir() / "policy").ways_back
+    assert not rules.join.enabled
+    assert not rules.reidentify.enabled
+    assert not rules.person
+
+
+def with_ways_back(tmp_path: Path, way: str, written: str) -> Path:
+    folder = tmp_path / "policy"
+    shutil.copytree(schemas_dir() / "policy", folder)
+    path = folder / "ways_back.toml"
+    text = path.read_text("utf-8")
+    head, mark, rest = text.partition(f"[{way}]")
+    path.write_text(head + mark + rest.replace("false", "true", 1) + written, "utf-8")
+    return folder

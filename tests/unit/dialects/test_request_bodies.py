@@ -84,9 +84,9 @@ def bomb(encoding: str) -> bytes:
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_a_bomb_is_refused_fast_and_in_little_memory(encoding: str) -> None:
     packed = bomb(encoding)
-    started = time.perf_counter()
+    started = time.process_time()
     assert refusal(packed, encoding) == "too_large"
-    assert time.perf_counter() - started < 0.1
+    assert time.process_time() - started < 0.1
     tracemalloc.start()
     refusal(packed, encoding)
     peak = tracemalloc.get_traced_memory()[1]
@@ -116,10 +116,10 @@ def test_beyond_a_mebibyte_a_hundredfold_is_too_much(encoding: str) -> None:
     ids=["empty lists", "numbers", "braces"],
 )
 def test_a_body_of_very_many_values_is_refused_before_it_is_read(body: bytes) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(Refusal, match="too_many_values"):
         guard(body)
-    assert time.perf_counter() - started < 0.1
+    assert time.process_time() - started < 0.1
 
 
 @pytest.mark.parametrize(

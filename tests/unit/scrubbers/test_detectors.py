@@ -145,9 +145,9 @@ def test_64_kb_made_to_be_slow_takes_less_than_100_ms(unit: str) -> None:
     text = (unit * (65_536 // len(unit) + 1))[:65_536]
     best = float("inf")
     for _ in range(3):  # other work on the machine is not what is measured
-        start = time.perf_counter()
+        start = time.process_time()
         redacted, _ = redact_text(text)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
     assert best < 0.1
     assert redact_text(redacted) == (redacted, ())
 
@@ -237,14 +237,29 @@ def test_the_shipped_table_is_fast_enough_for_any_clock() -> None:
 
 
 def test_a_table_that_falls_out_of_the_automaton_is_refused() -> None:
-    table = detector_table()
-    # Words behind a group are no longer seen as words: all anchors share one automaton.
+    # Each of these has to remember at which of the last fifteen characters it may have begun.
     rows = {
-        name: {**row, "anchor": f"(?:{row['anchor']})"} for name, row in table["detector"].items()
+        f"row{number}": {
+            **_table()["detector"]["badge"],
+            "anchor": f"[{first}-z][a-z .]{{14}}{number}",
+            "pattern": f"[{first}-z][a-z .]{{14}}{number}",
+            "match": [[f"zzzzzzzzzzzzzzz{number}", "<badge>"]],
+            "clean": [],
+        }
+        for number, first in enumerate("bdfhjlnprt")
     }
-    slow = Detectors.compile({**table, "detector": rows})
+    slow = Detectors.compile({"detector": rows})
     with pytest.raises(RuleError, match="times slower than a plain search"):
         slow.check_speed(time.thread_time)
+
+
+def test_where_the_set_of_anchors_names_none_each_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of memory, RE2's Set says that nothing matches; the gate knows better."""
+    detectors = Detectors.compile(detector_table())
+    monkeypatch.setattr(detectors, "_which", lambda _: [])
+    text = "mail jane@example.com, password=hunter2"
+    assert redact_text(text, detectors) == redact_text(text)
+    assert redact_text(text, detectors)[0] == "mail <email:1>, password=<secret>"
 
 
 def test_an_anchor_that_hits_nearly_everywhere_is_refused() -> None:

@@ -88,3 +88,12 @@ def test_known_values_show_and_lend_themselves_to_nobody() -> None:
 def test_no_values_are_found_nowhere() -> None:
     assert not KnownValues([]).found_in("anything")
     assert not KnownValues([("name", "  ")])
+
+
+def test_values_that_begin_alike_are_all_found() -> None:
+    """In hexadecimal and Base64 they share the outline that is looked for first."""
+    first, second = "kd7fjw-0001-left", "kd7fjw-0002-right"
+    known = KnownValues([("session", first), ("account", second)])
+    for value, word in ((first, "<session>"), (second, "<account>")):
+        for text in (value, value.encode().hex(), base64.b64encode(value.encode()).decode()):
+            assert redact_text(f"lost {text} again", known=known)[0] == f"lost {word} again"

@@ -148,3 +148,19 @@ def test_numbers_that_nobody_sees_are_given_again() -> None:
     many = " ".join(f"a{n}@example.com" for n in range(300))
     assert redact_text(many, numbering=numbering)[0] == "<redacted>"
     assert redact_text("john@example.com", numbering=numbering)[0] == "<email:1>"
+
+
+@pytest.mark.parametrize(
+    ("known", "text", "wanted"),
+    [
+        (("name", "Example"), "mail to k7canary@mail.example.org", "mail to <email:1>"),
+        (("account", "4711"), "password=ab-4711-canary given", "password=<secret> given"),
+        (("name", "Jane Doe"), "Jane.Doe+canary@example.com wrote", "<email:1> wrote"),
+        (("account", "4711"), "4711 wrote to k7@example.com", "<account> wrote to <email:1>"),
+    ],
+)
+def test_a_known_value_inside_a_longer_finding_goes_with_the_whole_of_it(
+    known: tuple[str, str], text: str, wanted: str
+) -> None:
+    """What a placeholder leaves of an address has no shape that anybody could find."""
+    assert redact_text(text, known=KnownValues([known]))[0] == wanted
