@@ -337,12 +337,12 @@ def test_a_wrong_certificate_or_password_is_refused_and_a_token_is_taken(
     other.mkdir()
     wrong_ca, _ = make_certificates(other)
 
-    def append(**changed: Any) -> None:
+    def append(timeout_s: float = 5.0, **changed: Any) -> None:
         given = {**secured, "username": "gateway", "password_file": str(secret), **changed}
         broker = KafkaBroker(
             secured["bootstrap"],
             topic_prefix=secured["topic_prefix"],
-            timeout_s=3,
+            timeout_s=timeout_s,
             client_options=connection_options(BrokerSection(**given)),
         )
         try:
@@ -361,12 +361,12 @@ def test_a_wrong_certificate_or_password_is_refused_and_a_token_is_taken(
         {"username": "forwarder-heap"},
     ):
         with pytest.raises(BrokerError) as caught:
-            append(**wrong)
+            append(timeout_s=1.0, **wrong)
         assert password_of("gateway") not in str(caught.value)
     # A password that is changed on disk is taken at the next connection: no restart is needed.
     secret.write_text("wrong", "utf-8")
     with pytest.raises(BrokerError):
-        append()
+        append(timeout_s=1.0)
     secret.write_text(password_of("gateway"), "utf-8")
     append()
 
