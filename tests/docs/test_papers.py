@@ -174,7 +174,17 @@ def _expect(snippet: Snippet, load: Any, folder: Path) -> None:
 @cache
 def _commands() -> dict[str, set[str]]:
     """Every command of ``telemetry`` with its options."""
-    from telemetry.cli import account, app, audit, demo, explain, keys, operate, scrub  # noqa: F401 - they register
+    from telemetry.cli import (  # noqa: F401 - they register
+        account,
+        app,
+        audit,
+        demo,
+        explain,
+        keys,
+        operate,
+        roles,
+        scrub,
+    )
 
     return dict(_walk(get_command(app), ""))
 

@@ -198,17 +198,6 @@ def test_what_retention_removed_is_stepped_over_and_never_silently(
     assert drained(restarted, SEALED, GROUP) == [9]
 
 
-def test_partitions_that_are_added_are_read_without_a_restart(
-    open_broker: Opener, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    broker = open_broker()
-    with monkeypatch.context() as patch:  # as if the topic had two so far
-        patch.setattr(broker, "_partition_count", lambda _: 2)
-        assert not broker.poll(SEALED, GROUP, 10).parcels
-    broker._send([record(broker._topic(SEALED), 3, 3)])
-    assert drained(broker, SEALED, GROUP) == [3]
-
-
 def test_after_a_refused_record_the_next_is_taken_within_seconds(
     open_broker: Opener, mock: MockKafka
 ) -> None:
