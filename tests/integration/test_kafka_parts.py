@@ -167,6 +167,16 @@ def test_the_examples_of_roles_load(path: Path) -> None:
     assert ("project" in holds) == path.name.startswith("gateway")
 
 
+def test_the_unit_of_a_role_has_the_guards_of_the_whole() -> None:
+    whole = (DEPLOY / "systemd" / "telemetry.service").read_text("utf-8").splitlines()
+    role = (DEPLOY / "systemd" / "telemetry@.service").read_text("utf-8").splitlines()
+    guards = set(whole[whole.index("UMask=0077") :])
+    assert "NoNewPrivileges=yes" in guards
+    assert guards <= set(role)
+    assert "ExecStart=/opt/telemetry/bin/telemetry $ROLE" in role
+    assert "User=telemetry-%i" in role
+
+
 def test_topics_say_how_long_from_policy_and_in_three_languages() -> None:
     section = BrokerSection(topic_prefix="acme")
     wanted = topics.topics_for(section, load_policy())
