@@ -11,19 +11,31 @@ import json
 import os
 import socket
 import struct
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 from aiohttp import web
 
-from telemetry.errors import AuditError, TelemetryError
+from telemetry.errors import AuditError, PolicyError, TelemetryError
+from telemetry.letters import Chosen, Opened, page, purge
 from telemetry.metrics import exposition
+from telemetry.status import ages, as_json, times_to_loss
 
 if TYPE_CHECKING:
     from telemetry.run import Runner
 
-__all__ = ["Admin", "NotRunningError", "ask"]
+__all__ = ["ELSEWHERE", "Admin", "NotRunningError", "ask"]
+
+ELSEWHERE: Final = (
+    "On Kafka, dead letters lie in the topic of the dead stream until its retention ends; this "
+    "version looks only into the embedded log."
+)
+_REPLAY_BYTES: Final = 64 * 1024 * 1024
 
 
 class NotRunningError(TelemetryError):
@@ -48,9 +60,17 @@ class Admin:
                 web.get("/metrics", self._metrics),
             ]
         )
-        private = web.Application()
+        private = web.Application(client_max_size=_REPLAY_BYTES)
         private.add_routes(
-            [web.get("/books", self._books), web.post("/{order:pause|resume}/{name}", self._order)]
+            [
+                web.get("/books", self._books),
+                web.post("/{order:pause|resume}/{name}", self._order),
+                web.post("/policy/revoke/{digest}", self._revoke),
+                web.get("/status", self._status),
+                web.get("/dead", self._dead),
+                web.post("/dead/purge", self._purge),
+                web.post("/dead/replay", self._replay),
+            ]
         )
         for app in (public, private):
             runner = web.AppRunner(app, access_log=None)
@@ -89,34 +109,29 @@ class Admin:
 
     async def _metrics(self, _request: web.Request) -> web.Response:
         runner = self._runner
-        gauges: dict[str, tuple[str, dict[str, float]]] = {}
+        found = await runner.snapshot()
+        gauges: dict[str, dict[str, float]] = {}
         if runner.identity is not None:
             keys, overdue = runner.identity.keys()
-            gauges["keys"] = (
-                "Keys by use and state.",
-                {f"{use} {state}": float(n) for (use, state), n in keys.items()},
-            )
-            gauges["keys_overdue"] = (
-                "Keys that should be destroyed by now; anything but 0 for an hour is a fault.",
-                {"": float(overdue)},
-            )
+            gauges["keys"] = {f"{use} {state}": float(n) for (use, state), n in keys.items()}
+            gauges["keys_overdue"] = {"": float(overdue)}
         if runner.intake is not None:
-            gauges["invalid_identifiers"] = (
-                "Identifiers that did not fit their profile, by sort.",
-                dict(runner.intake.invalid_identifiers),
-            )
-            gauges["undeclared_paths"] = (
-                "Paths of sampled events that no schema declares, by kind.",
-                _by_kind(runner.edge.unknown),
-            )
+            gauges["invalid_identifiers"] = dict(runner.intake.invalid_identifiers)
+            gauges["undeclared_paths"] = _by_kind(runner.edge.unknown)
         gauges |= {
-            "paused": (
-                "Recipients to which nothing is sent by order.",
-                {name: float(f.paused) for name, f in runner.forwarders.items()},
-            ),
+            "paused": {name: float(f.paused) for name, f in runner.forwarders.items()},
+            "stopped": {
+                "pseudonymizer": float(bool(found.holding)),
+                **{n: float(s in ("blocked", "braked")) for n, s in found.forwarders.items()},
+            },
+            "oldest_age_seconds": ages(found),
+            "time_to_loss_seconds": times_to_loss(found),
+            "room_used_ratio": {
+                stream or "log": used / most for stream, (used, most) in found.room.items()
+            },
         }
         return web.Response(
-            body=exposition(await runner.books(), gauges, dict(runner.seen)),
+            body=exposition(found.books, gauges, dict(runner.seen)),
             headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
         )
 
@@ -130,15 +145,103 @@ class Admin:
         chosen = list(forwarders) if name == "all" else [name]
         actor, action = _peer(request), f"recipient.{order}"
         try:
+            stage = self._runner.pseudonymizer
+            if stage is not None and order == "resume" and name in ("pseudonymizer", "all"):
+                await self._witness(actor, "stage.resume", {"stage": "pseudonymizer"})
+                stage.brake.release()
+                if name == "pseudonymizer":
+                    return web.json_response({"resumed": [name]})
             if any(recipient not in forwarders for recipient in chosen):
                 # Without the name: it is whatever somebody typed.
-                refused = "refused:unknown"
-                await asyncio.to_thread(self._runner.witness, actor, action, {}, refused)
+                await self._witness(actor, action, {}, "refused:unknown")
                 return web.json_response({"detail": "no such recipient"}, status=404)
             await self._runner.order(chosen, paused=order == "pause", actor=actor)
         except AuditError as error:
             return web.json_response({"error": str(error)}, status=503)
         return web.json_response({order + "d": chosen})
+
+    async def _witness(
+        self, actor: str, action: str, what: Mapping[str, str | int], result: str = "done"
+    ) -> None:
+        await asyncio.to_thread(self._runner.witness, actor, action, what, result)
+
+    async def _revoke(self, request: web.Request) -> web.Response:
+        """Revoke a policy; it protects, so it is done before it is recorded."""
+        actor = _peer(request)
+        try:
+            digest = self._runner.register.revoke(
+                request.match_info["digest"], datetime.now(UTC), by=actor
+            )
+        except PolicyError as error:
+            return web.json_response({"detail": str(error)}, status=404)
+        try:
+            await self._witness(actor, "policy.revoke", {"digest": digest})
+        except AuditError as error:
+            return web.json_response({"revoked": digest, "error": str(error)}, status=503)
+        return web.json_response({"revoked": digest})
+
+    async def _status(self, _request: web.Request) -> web.Response:
+        return web.json_response(as_json(await self._runner.snapshot()))
+
+    async def _dead(self, request: web.Request) -> web.Response:
+        """Give a page of dead letters; the originals only sealed, and that is logged."""
+        runner, sealed = self._runner, "sealed" in request.query
+        if runner.redrive is None:
+            return _elsewhere()
+        shelf = runner.redrive.shelf
+        found, after = await runner.storage.call(
+            partial(page, shelf, sealed=sealed, **_asked(request))
+        )
+        if sealed and found:
+            try:
+                await self._witness(_peer(request), "dead.open", {"count": len(found)})
+            except AuditError as error:
+                return web.json_response({"error": str(error)}, status=503)
+        return _encoded({"letters": found, "next": after})
+
+    async def _purge(self, request: web.Request) -> web.Response:
+        runner = self._runner
+        if runner.redrive is None:
+            return _elsewhere()
+        try:
+            await self._witness(_peer(request), "dead.purge", {}, "begun")
+        except AuditError as error:
+            return web.json_response({"error": str(error)}, status=503)
+        count, after = await runner.storage.call(
+            partial(purge, runner.redrive.shelf, **_asked(request))
+        )
+        return _encoded({"purged": count, "next": after})
+
+    async def _replay(self, request: web.Request) -> web.Response:
+        if self._runner.redrive is None:
+            return _elsewhere()
+        try:
+            opened = msgspec.json.decode(await request.read(), type=list[Opened])
+        except msgspec.MsgspecError:
+            return web.json_response({"detail": "This is no list of letters."}, status=400)
+        try:
+            await self._witness(_peer(request), "dead.replay", {"count": len(opened)}, "begun")
+        except AuditError as error:
+            return web.json_response({"error": str(error)}, status=503)
+        outcomes = await self._runner.redrive.replay(opened)
+        return _encoded(outcomes)
+
+
+def _asked(request: web.Request) -> dict[str, Any]:
+    """Read which letters are meant, and from where on."""
+    query = dict(request.query)
+    after = int(query.pop("after", "0"))
+    query.pop("sealed", None)
+    chosen = msgspec.convert(query, Chosen, strict=False)
+    return {"chosen": chosen, "now": datetime.now(UTC), "after": after}
+
+
+def _encoded(answer: object) -> web.Response:
+    return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+
+
+def _elsewhere() -> web.Response:
+    return web.json_response({"detail": ELSEWHERE}, status=404)
 
 
 def _peer(request: web.Request) -> str:
@@ -180,15 +283,21 @@ class _UnixConnection(HTTPConnection):
             os.close(folder)
 
 
-def ask(state: Path, method: str, target: str) -> Any:
+def ask(state: Path, method: str, target: str, body: bytes | None = None) -> Any:
     """Ask the process that owns a state directory.
+
+    Args:
+        state: The directory.
+        method: GET to look, POST to order.
+        target: Path and query.
+        body: JSON, where the order takes one.
 
     Raises:
         NotRunningError: There is none.
     """
     connection = _UnixConnection(state / "admin.sock")
     try:
-        connection.request(method, target)
+        connection.request(method, target, body)
         answer = connection.getresponse()
         return json.loads(answer.read())
     except (OSError, ValueError):

@@ -116,6 +116,18 @@ class CustodySection(_Section, frozen=True):
         return "CustodySection(…)"
 
 
+class DeadSection(_Section, frozen=True):
+    """When a stage stops rather than make dead letters of nearly everything.
+
+    Attributes:
+        run_length: Most dead letters in a row.
+        ratio: Largest part of dead letters among a stage's last 2,000 outcomes, 0 to 1.
+    """
+
+    run_length: Annotated[int, msgspec.Meta(ge=1)] = 500
+    ratio: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.5
+
+
 class Project(_Section, frozen=True):
     """One application that may send.
 
@@ -167,6 +179,7 @@ class Settings(_Section, frozen=True):
     broker: BrokerSection = BrokerSection()
     audit: AuditSection = AuditSection()
     custody: CustodySection = CustodySection()
+    dead: DeadSection = DeadSection()
     project: dict[str, Project] = {}
     recipient: dict[str, RecipientSettings] = {}
 

@@ -18,6 +18,7 @@
         │   └── SpoolFull         its quota or the disk is used up: refuse, go on draining
         ├── VaultError        the store of per-subject secrets cannot be asked: hold
         ├── AuditError        the audit log cannot be written or read: what it must witness waits
+        ├── TooManyDead       a stage would park nearly everything: it stops
         └── SinkError         a recipient cannot be reached or does not answer as documented
 
 No message of any of these repeats a value of an event. Third-party errors that do (``json``,
@@ -44,6 +45,7 @@ __all__ = [
     "SinkError",
     "SpoolFull",
     "TelemetryError",
+    "TooManyDead",
     "TransportError",
     "VaultError",
 ]
@@ -148,6 +150,17 @@ class AuditError(TransportError):
 
 class SpoolFull(BrokerError):  # noqa: N818 - a state that passes, as in `queue.Full`
     """The log's quota or its disk is used up. Nothing was stored; what it holds can be drained."""
+
+
+class TooManyDead(TransportError):  # noqa: N818 - a state that passes, as in `queue.Full`
+    """A stage would make dead letters of nearly everything. It stops; nothing was parked.
+
+    Args:
+        what: Which limit was passed.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"Too many {what}. Look: telemetry dead list. Go on: telemetry resume.")
 
 
 class SinkError(TransportError):

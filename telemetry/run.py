@@ -29,6 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
@@ -41,11 +42,11 @@ from scrubbers.user_agent import reduce_user_agent
 from telemetry import logs
 from telemetry.admin import Admin
 from telemetry.books import Books
-from telemetry.brokers import DEAD, SEALED, Broker, Entry
+from telemetry.brokers import DEAD, HELD, SEALED, Broker, Entry, Room, Shelf
 from telemetry.brokers.buffered import Buffered
 from telemetry.brokers.spool import Spool
 from telemetry.config import Bind, RecipientSettings, Settings, is_loopback
-from telemetry.dead_letter import Bury, burying, forgetting
+from telemetry.dead_letter import Brake, Bury, burying, ends_at, forgetting, sweep
 from telemetry.edge import Edge
 from telemetry.errors import (
     AuditError,
@@ -71,9 +72,11 @@ from telemetry.intake import Intake, Taken
 from telemetry.parcel import Parcel
 from telemetry.pipeline import Pseudonymizer, Terms
 from telemetry.policy import Policy, PolicyRegister, Recipient, load_policy, policy_dir
-from telemetry.retention import Period
+from telemetry.redrive import Redrive
+from telemetry.retention import Period, moment_before
 from telemetry.rules import Schemas
 from telemetry.sinks import Sink
+from telemetry.status import Snapshot
 
 __all__ = ["Part", "Runner", "Storage", "check_host", "keeps", "open_broker", "open_custody"]
 
@@ -91,9 +94,10 @@ _KEY_ACTIONS: Final = {
     "scheduled": "key.schedule",
     "destroyed": "key.destroy",
 }
+_SWEEP_S: Final = 600.0
+"""How often the log is searched for dead and held parcels whose time is up."""
 _GIVE_UP_S: Final = 72 * 3600.0
 """As long as a sealed event waits (DESIGN 5): what a recipient refuses for three days is parked."""
-"""How long a stop waits for requests under way, on both sides at once: over within ten."""
 
 
 class Storage:
@@ -289,6 +293,7 @@ class Runner:
         self.seen: Counter[tuple[str, tuple[str, ...]]] = Counter()
         self.stand_ins: dict[str, Any] = {}
         self.forwarders: dict[str, Forwarder] = {}
+        self.redrive: Redrive | None = None
         self.address = self.admin_address = ("", 0)
         self.audit_every_s = 3600.0
         self._told: tuple[datetime, dict[str, dict[str, int]]] | None = None
@@ -332,7 +337,7 @@ class Runner:
         self.storage = Storage(self._open_log())
         self._open.callback(self.storage.close)
         self._open_audit(state)
-        register = PolicyRegister(state / "policies.ndjson")
+        self.register = register = PolicyRegister(state / "policies.ndjson")
         register.enter(policy.digest, "live", datetime.now(UTC))
         if part.pseudonymizer:
             identity = Identity.open(state, environment=settings.environment, custody=custody)
@@ -343,7 +348,6 @@ class Runner:
         self.sinks = {name: await self._sink(name) for name in forwards}
         if part.gateway or part.pseudonymizer:
             self._open_scrubbing(policy, register)
-        bury = self._bury()
         for name, sink in self.sinks.items():
             self.forwarders[name] = Forwarder(
                 name,
@@ -353,7 +357,8 @@ class Runner:
                 rates=rates_of(policy.recipients[name]),
                 drain_s=_DRAIN_S,
                 give_up_s=_GIVE_UP_S,
-                bury=bury,
+                bury=self._bury(name),
+                brake=self._brake(),
                 accepts=register.accepts,
             )
         for name in self._paused.read():
@@ -395,6 +400,20 @@ class Runner:
         scrub_thread = ThreadPoolExecutor(1, thread_name_prefix="scrub")
         self._open.callback(scrub_thread.shutdown)
         loop = asyncio.get_running_loop()
+
+        def on_scrub(function: Callable[..., _T], *args: object) -> asyncio.Future[_T]:
+            return loop.run_in_executor(scrub_thread, function, *args)
+
+        if isinstance(self.storage.broker, Shelf):
+            self.redrive = Redrive(
+                self.storage.broker,
+                policy,
+                schemas,
+                Identity.sealer(state),
+                dead_sealer,
+                on_storage=self.storage.call,
+                on_scrub=on_scrub,
+            )
         # It shapes for all recipients and reaches none: it has nobody's address or credentials.
         shaping = {
             name: self.sinks.get(name) or _without_credentials(recipient.sink)
@@ -406,11 +425,12 @@ class Runner:
             identity,
             Terms(policy=policy, schemas=schemas, register=register, sinks=shaping),
             on_storage=self.storage.call,
-            on_scrub=lambda function, *args: loop.run_in_executor(scrub_thread, function, *args),
-            bury=burying(dead_sealer),
+            on_scrub=on_scrub,
+            bury=burying(dead_sealer, "pseudonymizer"),
+            brake=self._brake(),
         )
 
-    def _bury(self) -> Bury:
+    def _bury(self, stage: str) -> Bury:
         """Say what becomes of what a recipient refuses for good."""
         public = self.settings.state_dir / "keys" / "public.json"
         if not self.part.whole and not public.exists():
@@ -419,7 +439,7 @@ class Runner:
                 f"To keep it, sealed: put the public keys at {public}"
             )
             return forgetting
-        return burying(load_dead_letter_sealer(public))
+        return burying(load_dead_letter_sealer(public), stage)
 
     def _open_audit(self, state: Path) -> None:
         """Open the audit log and witness what starts, before it does."""
@@ -471,6 +491,11 @@ class Runner:
                 f"bind {settings.bind} would take events in clear over the network.",
                 remedy="Bind to loopback and put a TLS proxy before it.",
             )
+        if not settings.trial and not settings.project:
+            raise ConfigError(
+                "no client may send: no [project.NAME] is configured.",
+                remedy="Give each application a [project.NAME] with key and tenant.",
+            )
         projects = Projects(settings.project, open_to_all=settings.trial and not settings.project)
         if projects.open_to_all:
             self._say("Clients: any key is accepted (no [project.…] is configured).")
@@ -493,6 +518,10 @@ class Runner:
         if self.pseudonymizer is not None:
             return self.pseudonymizer.holding
         return "BrokerError" if self.storage.failing else ""
+
+    def _brake(self) -> Brake:
+        dead = self.settings.dead
+        return Brake(run_length=dead.run_length, ratio=dead.ratio)
 
     def _count(self, name: str, labels: tuple[str, ...], number: int) -> None:
         self.seen[name, labels] += number
@@ -546,7 +575,7 @@ class Runner:
         loops: dict[str, Callable[[asyncio.Event], Awaitable[None]]] = {
             name: forwarder.run for name, forwarder in self.forwarders.items()
         }
-        loops["audit"] = self._audit_hourly
+        loops |= {"audit": self._audit_hourly, "sweeper": self._sweep}
         if self.pseudonymizer is not None:
             loops |= {"pseudonymizer": self.pseudonymizer.run, "keys": self._tend}
         if hasattr(self.storage.broker, "tend"):
@@ -594,6 +623,41 @@ class Runner:
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), _LOG_S)
 
+    async def _sweep(self, stop: asyncio.Event) -> None:
+        """Delete dead and held parcels whose retention has ended, a stretch at a time."""
+        while not stop.is_set():
+            await self.sweep_once()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), _SWEEP_S)
+
+    async def sweep_once(self) -> int:
+        """Go through the dead and the held stream once; give how many parcels were deleted."""
+        shelf, now = self.storage.broker, datetime.now(UTC)
+        if not isinstance(shelf, Shelf):
+            return 0  # on Kafka the topic's own retention deletes
+        swept = 0
+        ends: Mapping[str, Callable[[Parcel], bool]] = {
+            DEAD: lambda letter: now >= ends_at(letter, self.policy.dead_letters),
+            HELD: lambda parcel: now >= parcel.retain_until,
+        }
+        for stream, ended in ends.items():
+            after = 0
+            while not self._stop.is_set():
+                count, after = await self.storage.call(
+                    partial(sweep, shelf, stream, ended, after=after)
+                )
+                swept += count
+                if not after:
+                    break
+        if isinstance(shelf, Spool):
+            gone = await self.storage.call(
+                shelf.forget_lost, moment_before(now, self.policy.dead_letters)
+            )
+            swept += gone
+        if swept:
+            _log.info("swept", parcels=swept)
+        return swept
+
     async def _watched(self, name: str, loop: Callable[[asyncio.Event], Awaitable[None]]) -> None:
         """Keep a loop going: an error of ours costs a second, never the loop and never an event."""
         while not self._stop.is_set():
@@ -635,6 +699,8 @@ class Runner:
             await asyncio.to_thread(self._witness_each, actor, action, names)
         for name in names:
             self.forwarders[name].paused = paused
+            if not paused:
+                self.forwarders[name].brake.release()
         self._paused.write(name for name, each in self.forwarders.items() if each.paused)
         if paused:
             await asyncio.to_thread(self._witness_each, actor, action, names)
@@ -691,6 +757,28 @@ class Runner:
         except AuditError as error:
             _log.error("audit_failed", error=type(error).__name__)
 
+    async def snapshot(self) -> Snapshot:
+        """Read everything that ``telemetry status`` tells of."""
+        shelf = self.storage.broker
+        books = await self.books()
+        oldest: dict[str, Parcel] = {}
+        room: dict[str, Room] = {}
+        if isinstance(shelf, Shelf):
+            oldest, room = await self.storage.call(lambda: (shelf.oldest(), shelf.room()))
+        return Snapshot(
+            now=datetime.now(UTC),
+            books=books,
+            holding=self.holding,
+            forwarders={name: each.state() for name, each in self.forwarders.items()},
+            policy=self.policy.digest,
+            accepted=self.register.accepts(self.policy.digest),
+            environment=self.settings.environment,
+            stand_ins=tuple(self.stand_ins),
+            oldest=oldest,
+            room=room,
+            letters=self.policy.dead_letters,
+        )
+
     async def books(self) -> Books:
         """Read the books as they stand."""
         if self.pseudonymizer is None and self.intake is not None:
@@ -704,7 +792,7 @@ class Runner:
         snapshot = getattr(broker, "snapshot", lambda: (broker.books(), broker.pending()))
         entries, pending = await self.storage.call(snapshot)
         names = tuple(n for n, recipient in self.policy.recipients.items() if recipient.sink)
-        return Books(entries, pending, names)
+        return Books(entries, pending, names, shelved=isinstance(broker, Shelf))
 
 
 def keeps(policy: Policy) -> dict[str, Period]:

@@ -70,7 +70,9 @@ def main() -> None:
         demo,  # noqa: F401
         explain,  # noqa: F401
         keys,  # noqa: F401
+        letters,  # noqa: F401
         operate,  # noqa: F401
+        policies,  # noqa: F401
         roles,  # noqa: F401
         scrub,  # noqa: F401
     )

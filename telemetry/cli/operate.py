@@ -1,4 +1,4 @@
-"""Commands that run and look at a pipeline: run, check, books, pause, resume."""
+"""Commands that run and look at a pipeline: run, check, books, status, pause, resume."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from telemetry.admin import ask
 from telemetry.cli import EXIT_NO, Config, Json, State, app
 from telemetry.config import Settings, load_settings
 from telemetry.errors import AuditError
+from telemetry.status import spoken
 
 if TYPE_CHECKING:
     from telemetry.run import Part
 
-__all__ = ["print_books", "serve"]
+__all__ = ["print_books", "print_status", "serve"]
 
 
 def _settings(config: Path | None, state: Path | None, **more: str | None) -> Settings:
@@ -187,6 +188,7 @@ def books(*, config: Config = None, state: State = None, as_json: Json = False) 
 def _books(settings: Settings) -> dict[str, Any]:
     from telemetry.admin import NotRunningError  # noqa: PLC0415
     from telemetry.books import Books  # noqa: PLC0415
+    from telemetry.brokers import Shelf  # noqa: PLC0415
     from telemetry.policy import load_policy, policy_dir  # noqa: PLC0415
     from telemetry.run import open_broker  # noqa: PLC0415
 
@@ -199,7 +201,8 @@ def _books(settings: Settings) -> dict[str, Any]:
         broker = open_broker(settings)
         try:
             names = tuple(n for n, r in policy.recipients.items() if r.sink)
-            answer = Books(broker.books(), broker.pending(), names).as_json()
+            shelved = isinstance(broker, Shelf)
+            answer = Books(broker.books(), broker.pending(), names, shelved=shelved).as_json()
         finally:
             broker.close()
     return answer
@@ -232,6 +235,55 @@ def print_books(console: Console, figures: Mapping[str, Any]) -> None:
 
 
 @app.command()
+def status(*, config: Config = None, state: State = None, as_json: Json = False) -> None:
+    """Answer on one page: losing? leaking? safe now? time left?
+
+    Asks the running pipeline. Exit code 1 if one of the answers is bad.
+
+    losing: books that differ, parcels dropped for want of room or time. leaking: a live policy that
+    was revoked, guards that are off. safe now: every stage works. time left: until something that
+    waits would be lost if nothing of it moved on.
+
+    Examples:
+
+      telemetry status
+
+      telemetry status --json | jq .time_to_loss_s
+    """
+    found = ask(_settings(config, state).state_dir, "GET", "/status")
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        print_status(Console(highlight=False, soft_wrap=True), found)
+    if not found["well"]:
+        raise typer.Exit(EXIT_NO)
+
+
+def print_status(console: Console, found: Mapping[str, Any]) -> None:
+    """Print the four answers, then what waits where."""
+    for one in found["answers"]:
+        colour = "green" if one["well"] else "red"
+        console.print(f"[bold]{one['question']:<12}[/][{colour}]{escape(one['answer'])}[/]")
+        for line in one["because"]:
+            console.print(f"            {escape(line)}")
+    table = Table(show_edge=False)
+    table.add_column("stream")
+    for column in ("waiting", "oldest", "time to loss", "room used"):
+        table.add_column(column, justify="right")
+    for stream, room in found["room"].items():
+        oldest, left = found["oldest_s"].get(stream), found["time_to_loss_s"].get(stream)
+        table.add_row(
+            stream,
+            "" if stream == "log" else str(found["waiting"].get(stream, 0)),
+            "" if oldest is None else spoken(oldest),
+            "" if left is None else spoken(left),
+            f"{room['used_bytes'] / room['most_bytes']:.0%}",
+        )
+    console.print(table)
+    console.print(f"policy {found['policy'][:12]}, environment {escape(found['environment'])}")
+
+
+@app.command()
 def pause(recipient: str, *, config: Config = None, state: State = None) -> None:
     """Stop sending to a recipient, or to all, until resumed. Nothing is lost; it waits.
 
@@ -250,9 +302,14 @@ def pause(recipient: str, *, config: Config = None, state: State = None) -> None
 def resume(recipient: str, *, config: Config = None, state: State = None) -> None:
     """Go on sending to a recipient, or to all.
 
+    Also lets a stage go on that stopped because nearly everything became a dead letter: a
+    recipient, or `pseudonymizer`.
+
     Examples:
 
       telemetry resume heap
+
+      telemetry resume pseudonymizer
     """
     _order("resume", recipient, _settings(config, state))
 

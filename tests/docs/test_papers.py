@@ -181,7 +181,9 @@ def _commands() -> dict[str, set[str]]:
         demo,
         explain,
         keys,
+        letters,
         operate,
+        policies,
         roles,
         scrub,
     )

@@ -38,7 +38,15 @@ LAYERS = [
     # what runs the roles' own functions to tell of them
     {"telemetry.explain", "telemetry.compare", "telemetry.filter"},
     # the roles
-    {"telemetry.gateway", "telemetry.client", "telemetry.pipeline", "telemetry.forward"},
+    {
+        "telemetry.gateway",
+        "telemetry.client",
+        "telemetry.pipeline",
+        "telemetry.forward",
+        "telemetry.letters",
+        "telemetry.redrive",
+        "telemetry.status",
+    },
     # what the roles are made of
     {
         "telemetry.sinks",

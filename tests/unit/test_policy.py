@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -249,3 +250,74 @@ def with_ways_back(tmp_path: Path, way: str, written: str) -> Path:
     head, mark, rest = text.partition(f"[{way}]")
     path.write_text(head + mark + rest.replace("false", "true", 1) + written, "utf-8")
     return folder
+
+
+DIGESTS = {name: (name * 64)[:64] for name in ("a", "b", "c")}
+
+
+def test_a_running_process_obeys_what_another_one_revokes(tmp_path: Path) -> None:
+    now = 0.0
+    path = tmp_path / "policies.ndjson"
+    running = PolicyRegister(path, monotonic=lambda: now)
+    running.enter(DIGESTS["a"], "live", NOW)
+    assert running.accepts(DIGESTS["a"])
+    PolicyRegister(path).revoke("a" * 8, NOW, by="uid 7")
+    now += PolicyRegister.LOOK_S
+    assert not running.accepts(DIGESTS["a"])
+    assert json.loads(path.read_text("utf-8").splitlines()[-1]) == {
+        "digest": DIGESTS["a"],
+        "state": "revoked",
+        "at": NOW.isoformat(),
+        "by": "uid 7",
+    }
+    assert running.states() == [(DIGESTS["a"], "revoked", NOW.isoformat())]
+
+
+@pytest.mark.parametrize("given", ["", "aaaa", "d" * 64, "b" * 65])
+def test_what_names_no_policy_revokes_none(tmp_path: Path, given: str) -> None:
+    register = PolicyRegister(tmp_path / "policies.ndjson")
+    for digest in DIGESTS.values():
+        register.enter(digest, "live", NOW)
+    with pytest.raises(PolicyError, match="telemetry policy list"):
+        register.revoke(given, NOW)
+    assert [state for _, state, _ in register.states()] == ["superseded", "superseded", "live"]
+
+
+def test_digits_that_two_policies_share_revoke_neither(tmp_path: Path) -> None:
+    register = PolicyRegister(tmp_path / "policies.ndjson")
+    for end in "01":
+        register.enter("a" * 63 + end, "live", NOW)
+    with pytest.raises(PolicyError, match="or several"):
+        register.revoke("a" * 63, NOW)
+
+
+def test_half_a_line_of_a_killed_process_is_no_entry_and_harms_no_later_one(tmp_path: Path) -> None:
+    path = tmp_path / "policies.ndjson"
+    PolicyRegister(path).enter(DIGESTS["a"], "live", NOW)
+    with path.open("ab") as file:
+        file.write(b'{"digest": "bbb')
+    register = PolicyRegister(path)
+    assert register.accepts(DIGESTS["a"])
+    register.revoke(DIGESTS["a"], NOW)
+    assert PolicyRegister(path).states() == [(DIGESTS["a"], "revoked", NOW.isoformat())]
+
+
+def test_a_line_that_somebody_writes_by_hand_is_obeyed_with_or_without_its_end(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "policies.ndjson"
+    PolicyRegister(path).enter(DIGESTS["a"], "live", NOW)
+    line = {"digest": DIGESTS["a"], "state": "revoked", "at": NOW.isoformat()}
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line))
+    register = PolicyRegister(path)
+    assert not register.accepts(DIGESTS["a"])
+    register.enter(DIGESTS["b"], "live", NOW)
+    assert [state for _, state, _ in PolicyRegister(path).states()] == ["revoked", "live"]
+
+
+def test_a_register_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "policies.ndjson"
+    path.write_text("no json\n", "utf-8")
+    with pytest.raises(PolicyError, match="nobody knows what was revoked"):
+        PolicyRegister(path)
