@@ -74,7 +74,7 @@ class Runner:
         return Snapshot(
             now=NOW,
             books=BOOKS,
-            holding=self.pseudonymizer.holding,
+            holding=self.holding,
             forwarders={"heap": "running", "sentry": "braked"},
             policy="c0" * 32,
             accepted=True,
