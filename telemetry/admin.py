@@ -107,7 +107,7 @@ class Admin:
         return web.json_response({"live": True})
 
     async def _ready(self, _request: web.Request) -> web.Response:
-        holding = self._runner.pseudonymizer.holding
+        holding = self._runner.holding
         return web.json_response(
             {"ready": not holding, "holding": holding}, status=503 if holding else 200
         )
@@ -115,12 +115,15 @@ class Admin:
     async def _metrics(self, _request: web.Request) -> web.Response:
         runner = self._runner
         found = await runner.snapshot()
-        keys, overdue = runner.identity.keys()
-        gauges: dict[str, dict[str, float]] = {
-            "keys": {f"{use} {state}": float(n) for (use, state), n in keys.items()},
-            "keys_overdue": {"": float(overdue)},
-            "invalid_identifiers": dict(runner.intake.invalid_identifiers),
-            "undeclared_paths": _by_kind(runner.edge.unknown),
+        gauges: dict[str, dict[str, float]] = {}
+        if runner.identity is not None:
+            keys, overdue = runner.identity.keys()
+            gauges["keys"] = {f"{use} {state}": float(n) for (use, state), n in keys.items()}
+            gauges["keys_overdue"] = {"": float(overdue)}
+        if runner.intake is not None:
+            gauges["invalid_identifiers"] = dict(runner.intake.invalid_identifiers)
+            gauges["undeclared_paths"] = _by_kind(runner.edge.unknown)
+        gauges |= {
             "paused": {name: float(f.paused) for name, f in runner.forwarders.items()},
             "stopped": {
                 "pseudonymizer": float(bool(found.holding)),
@@ -147,9 +150,10 @@ class Admin:
         chosen = list(forwarders) if name == "all" else [name]
         actor, action = _peer(request), f"recipient.{order}"
         try:
-            if order == "resume" and name in ("pseudonymizer", "all"):
+            stage = self._runner.pseudonymizer
+            if stage is not None and order == "resume" and name in ("pseudonymizer", "all"):
                 await self._witness(actor, "stage.resume", {"stage": "pseudonymizer"})
-                self._runner.pseudonymizer.brake.release()
+                stage.brake.release()
                 if name == "pseudonymizer":
                     return web.json_response({"resumed": [name]})
             if any(recipient not in forwarders for recipient in chosen):
@@ -228,9 +232,12 @@ class Admin:
         return _encoded(outcomes)
 
     async def _vault(self, _request: web.Request) -> web.Response:
-        return web.json_response(await self._runner.upkeep.stats())
+        upkeep = self._runner.upkeep
+        return _no_vault() if upkeep is None else web.json_response(await upkeep.stats())
 
     async def _vault_work(self, _request: web.Request) -> web.Response:
+        if self._runner.upkeep is None:
+            return _no_vault()
         asked = self._runner.upkeep.asked
         return web.json_response({} if asked is None else asked.as_json())
 
@@ -238,6 +245,8 @@ class Admin:
         """Begin work on the vault; `_vault_work` tells how it goes."""
         upkeep, asked = self._runner.upkeep, request.query
         work = request.match_info["work"]
+        if upkeep is None:
+            return _no_vault()
         try:
             await self._witness(_peer(request), f"vault.{work}", {}, "begun")
         except AuditError as error:
@@ -270,6 +279,10 @@ def _encoded(answer: object) -> web.Response:
 
 def _elsewhere() -> web.Response:
     return web.json_response({"detail": ELSEWHERE}, status=404)
+
+
+def _no_vault() -> web.Response:
+    return web.json_response({"detail": "This role has no vault."}, status=404)
 
 
 def _peer(request: web.Request) -> str:

@@ -18,9 +18,20 @@ import msgspec
 from telemetry.errors import ConfigError
 from telemetry.policy import read_toml
 
-__all__ = ["Bind", "Project", "RecipientSettings", "Settings", "check_vault", "load_settings"]
+__all__ = [
+    "Bind",
+    "Project",
+    "RecipientSettings",
+    "Settings",
+    "check_vault",
+    "is_loopback",
+    "load_settings",
+]
 
 _Bind = Annotated[str, msgspec.Meta(pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}$")]
+
+
+_Prefix = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -40,10 +51,13 @@ class GatewaySection(_Section, frozen=True):
         trusted_proxies: How many proxies before us append to ``X-Forwarded-For``; 0: none, the
             socket's peer is the client.
         events_per_minute: Most events of one key in a minute; more are answered 429.
+        on_broker_loss: What a gateway by itself does while Kafka is away: ``spool`` keeps events,
+            encrypted, on its own disk and brings them to Kafka later; ``reject`` answers 503.
     """
 
     trusted_proxies: Annotated[int, msgspec.Meta(ge=0, le=8)] = 0
     events_per_minute: Annotated[int, msgspec.Meta(ge=1)] = 600_000
+    on_broker_loss: Literal["spool", "reject"] = "spool"
 
 
 class BrokerSection(_Section, frozen=True):
@@ -51,16 +65,36 @@ class BrokerSection(_Section, frozen=True):
 
     Attributes:
         kind: ``spool`` (one file under the state directory) or ``kafka``.
-        bootstrap: ``host:port`` of Kafka brokers, with commas.
-        topic_prefix: First word of every topic.
         quota_mib: Most space the spool may take, in MiB.
+        bootstrap: ``host:port`` of Kafka brokers, with commas.
+        protocol: ``plaintext`` (in development, and on loopback), ``tls`` or ``sasl_tls``.
+        ca_file: Whom to trust; by default whom the system trusts.
+        certificate_file, private_key_file: Who we are, for brokers that want a certificate.
+        mechanism: How we say who we are with ``sasl_tls``. OAUTHBEARER takes the token of
+            `token_file`, read at each connection; the others `username` and `password_file`.
+        topic_prefix, group_prefix: First word of every topic, of every consumer group.
+        member: Name of this process in its groups; by default the host's.
+        partitions, replication: Of topics that ``telemetry topics`` makes.
+        api_version: Protocol version of an old broker.
     """
 
     kind: Literal["spool", "kafka"] = "spool"
-    bootstrap: str = ""
-    topic_prefix: str = "telemetry"
-    api_version: str = ""
     quota_mib: Annotated[int, msgspec.Meta(ge=16)] = 4096
+    bootstrap: str = ""
+    protocol: Literal["plaintext", "tls", "sasl_tls"] = "plaintext"
+    ca_file: str = ""
+    certificate_file: str = ""
+    private_key_file: str = ""
+    mechanism: Literal["SCRAM-SHA-512", "SCRAM-SHA-256", "OAUTHBEARER"] = "SCRAM-SHA-512"
+    username: str = ""
+    password_file: str = ""
+    token_file: str = ""
+    topic_prefix: _Prefix = "telemetry"
+    group_prefix: _Prefix = "telemetry"
+    member: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{0,200}$")] = ""
+    partitions: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 12
+    replication: Annotated[int, msgspec.Meta(ge=1, le=32)] = 3
+    api_version: str = ""
 
 
 class AuditSection(_Section, frozen=True):
@@ -219,7 +253,12 @@ class Bind(msgspec.Struct, frozen=True):
     @property
     def loopback(self) -> bool:
         """Whether only this machine can connect."""
-        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+        return is_loopback(self.host)
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether only this machine can be meant."""
+    return host.strip("[]") in ("localhost", "::1") or host.startswith("127.")
 
 
 _ENVIRONMENT: Mapping[str, tuple[str, ...]] = {

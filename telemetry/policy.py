@@ -144,6 +144,7 @@ class _RetentionClass(_Table, frozen=True):
 class _Retention(_Table, frozen=True):
     ceiling: str
     class_: dict[str, _RetentionClass] = msgspec.field(name="class")
+    log: dict[Literal["sealed", "clean", "dead", "held"], str] = {}
     dead_letters: _RetentionClass | None = None
 
 
@@ -400,6 +401,10 @@ class Policy:
         self.retention = {
             name: self._period("retention.toml", f"class.{name}.period", entry.period, self.ceiling)
             for name, entry in retention.class_.items()
+        }
+        self.log_retention: Mapping[str, Period] = {
+            sort: self._period("retention.toml", f"log.{sort}", text, self.ceiling)
+            for sort, text in retention.log.items()
         }
         if "default" not in self.treatments.coarsen_time:
             self._refuse(

@@ -184,6 +184,7 @@ def _commands() -> dict[str, set[str]]:
         letters,
         operate,
         policies,
+        roles,
         scrub,
         vault,
     )

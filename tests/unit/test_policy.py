@@ -43,6 +43,7 @@ REFUSED = [
     ("recipients.toml", 'compensation = "', 'comment = "', "Correct it"),
     ("retention.toml", 'ceiling = "P12M"', 'ceiling = "P24M"', "P12M or less"),
     ("retention.toml", 'period = "P12M"', 'period = "P13M"', "P12M or less"),
+    ("retention.toml", 'held = "P12M"', 'held = "P2Y"', "P12M or less"),
     ("purposes.toml", 'retention = "12m"', 'retention = "13m"', "Use one of: 12m"),
     ("purposes.toml", '"error_event", ', '"analytics_event", ', "remove one"),
     ("events.toml", '{ type = "boolean" }', '{ typ = "boolean" }', "Correct it"),
