@@ -240,7 +240,7 @@ async def test_with_treatments_off_the_same_search_finds_values_at_both_recipien
     monkeypatch.setattr(
         engine.Ledger,
         "shape",
-        lambda _self, value, *_: {key: bytes(raw).decode() for key, raw in value.items()},
+        lambda _self, value, *_: {key: str(item) for key, item in value.items()},
     )
     found = await found_at_recipients(tmp_path)
     assert found["heap"] >= {"email", "phone"}
