@@ -220,7 +220,7 @@ def cast(
             for role in roles.values():
                 role.start()
             for role in roles.values():
-                until(role.up, 60.0, f"{role.member} is up: {role.said()[-2000:]}")
+                until(role.up, 120.0, f"{role.member} is up: {role.said()[-2000:]}")
             yield roles, heap, sentry
         finally:
             for role in roles.values():
