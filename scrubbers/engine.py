@@ -74,6 +74,8 @@ class Quiet:
 
 
 _QUIET_TEXTS: Final = 32_768
+# Texts of an event that are rewritten one by one; a real one has some dozens.
+_EVENT_TEXTS: Final = 1_024
 _QUIET_LENGTH: Final = 200
 
 
@@ -569,10 +571,25 @@ def _redact(contract: Any, rules: Rules, ledger: Ledger) -> None:
     if not texts and not statics:
         return
     numbering = Numbering()
+    changed = 0
     for owner, key, text, path, tail, static in rules.slots(contract, texts, statics):
         if type(owner) is dict and key is not KEY and key not in owner:
             continue  # it went with its name
         where = (*path, *tail)
+        if changed >= _EVENT_TEXTS:
+            # Data, not messages: nothing of what may hold something stays, and nothing is searched.
+            if key is KEY:
+                owner.pop(text, None)
+                ledger.remarks.append(Remark((*where, "<key>"), "unsettled", "remove"))
+            elif type(owner) is list or type(owner) is dict:
+                owner[key] = "<redacted>"
+            else:
+                setattr(owner, key, "<redacted>")
+            changed += 1
+            if changed < 2 * _EVENT_TEXTS:  # who reads more of the same?
+                ledger.remarks.append(Remark(where, "unsettled", "replace", 0, len("<redacted>")))
+            continue
+        changed += 1
         if type(owner) is dict and key is not KEY:
             given_away = _given_away(key, text, detectors, numbering)
             if given_away is not None:
@@ -637,12 +654,14 @@ def _suspects(texts: list[str], detectors: Detectors, known: KnownValues | None)
     else:
         searched = texts
     data = joined.encode()
-    found: set[str] = set()
-    if detectors.gate_bytes(data):
-        ends = list(accumulate(len(text.encode()) + 1 for text in searched))
-        found.update(texts[n] for n in detectors.suspects(data, ends))
-    if known is not None and known.stands_in(joined):
-        found.update(
-            text for text, form in zip(texts, searched, strict=True) if known.stands_in(form)
-        )
-    return found
+    gated = detectors.gate_bytes(data)
+    if not gated and (known is None or not known.stands_in(joined)):
+        return ()
+    ends = list(accumulate(len(text.encode()) + 1 for text in searched))
+    places = detectors.suspects(data, ends) if gated else set()
+    if known is not None:
+        stands = known.texts_of(joined, ends)
+        if stands is None:
+            return set(texts)
+        places |= stands
+    return {texts[n] for n in places}

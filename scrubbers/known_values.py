@@ -10,6 +10,7 @@ import html
 import json
 import re
 from binascii import b2a_base64
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 from urllib.parse import quote, quote_plus
@@ -34,6 +35,11 @@ _MAX_OTHERS = 48
 _MANY = frozenset(("ip", "id"))
 _MAX_LINE_DIGITS = 6
 _MAX_OCCURRENCES = 300
+_MAX_HITS = 4_096
+# What stands in a header of addresses and is none is nobody's: it would only slow the search.
+_ADDRESS = re.compile(r"[0-9A-Fa-f]{0,4}[.:][0-9A-Fa-f.:%\[\]/]{1,60}[0-9A-Za-z.:%\[\]-]{0,20}")
+# Text behind a value that was cut: it goes with it.
+_REST = re.compile(rb"[^\s\"'<>,;&\x1e]{0,65536}")
 # What stands before a short id: user 42, id=42, /users/42, "account_id": 42, #42.
 _CONTEXT = (
     rb"(?:\b(?:user|account|customer|member|client|tenant|org|organi[sz]ation|person|subject"
@@ -44,8 +50,11 @@ _ID_CONTEXT = re.compile(rb"(?i)" + _CONTEXT + rb"\Z")
 _EACH_ID_CONTEXT = re.compile(rb"(?i)(?=(" + _CONTEXT + rb"))")
 _MANY_SHORT = 64
 _LINE_CONTEXT = re.compile(
-    rb"(?i)(?:\blines?|\bzeile|\bln|\blineno|\.[a-z]{1,5}:|\bport)[ =:]{0,2}\Z"
+    rb"(?i)(?:\b(?:lines?|zeile|ln|lineno)[ =:]{0,2}|\.(?:py|pyx|[cm]?[jt]sx?|rb|go|java|kt|php|rs"
+    rb"|cc?|cpp|h|cs|swift|scala|vue|html?|sql|exs?|erl|lua|p[lm]|sh|dart):(?:[0-9]{1,6}:)?)\Z"
 )
+_PORT_CONTEXT = re.compile(rb"(?i)\bport[ =:]{0,2}\Z")
+_MAX_PORT_DIGITS = 5
 _BASE64_BYTE = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=_-")
 
 
@@ -53,7 +62,7 @@ class _Needle(NamedTuple):
     text: bytes
     kind: str
     # plain: bounded by other characters; short: needs an id context; exact: as it stands;
-    # base64: takes the run around it along.
+    # base64: takes the run around it along; cut: takes along what follows without a space.
     mode: str
 
 
@@ -65,8 +74,8 @@ class KnownValues:
             than 4 characters counts only where an id is expected: ``user 42``, ``/users/42``.
 
     Raises:
-        OverflowError: More identifiers than any request has (512). Of addresses, cookies and
-            the like, of which a client can send any number, the first 48 are taken.
+        OverflowError: More identifiers than any request has (512). Of addresses, and of cookies
+            and the like, of which a client can send any number, the first 48 each are taken.
 
     Source:
         DESIGN 3, "known values"; found plain, in other case, percent-, JSON-, HTML-, hex- and
@@ -83,7 +92,7 @@ class KnownValues:
 
     def __init__(self, values: Iterable[tuple[str, str]]) -> None:
         pairs: dict[str, str] = {}
-        others = 0
+        taken = dict.fromkeys(_MANY, 0)
         for kind, value in values:
             form = (value if value.isascii() else searchable(value)).strip()[:_MAX_VALUE]
             if not form or pairs.get(form) == "name":  # a name is looked for in its parts too
@@ -91,8 +100,10 @@ class KnownValues:
             word = KINDS.get(kind, "id")
             # Headers can name any number of addresses and cookies; who it is about comes first.
             if word in _MANY and form not in pairs:
-                others += 1
-                if others > _MAX_OTHERS:
+                if word == "ip" and not _ADDRESS.fullmatch(form):
+                    continue
+                taken[word] += 1
+                if taken[word] > _MAX_OTHERS:
                     continue
             pairs[form] = word
         if len(pairs) > _MAX_VALUES:
@@ -132,6 +143,23 @@ class KnownValues:
         if not self._may_hold(folded, exact):
             return False
         return next(self._hits(exact.encode("latin-1")), None) is not None
+
+    def texts_of(self, joined: str, ends: Sequence[int]) -> set[int] | None:
+        """Tell in which of several texts a value stands.
+
+        Args:
+            joined: The texts in their searchable form, with a character between each two.
+            ends: For each text the byte behind that character: the running sum of lengths + 1.
+
+        Returns:
+            Places of texts, counted from 0; None if there are more hits than any real event has.
+        """
+        found: set[int] = set()
+        for number, (start, _, _) in enumerate(self._hits(joined.encode())):
+            if number > _MAX_HITS:
+                return None
+            found.add(bisect_right(ends, start))
+        return found
 
     def spans(
         self, data: bytes, opaque: Sequence[tuple[int, int]] = ()
@@ -221,12 +249,13 @@ class KnownValues:
         folded: dict[bytes, _Needle] = {}
         exact: dict[bytes, _Needle] = {}
         raw = value.encode()
+        plain = "cut" if len(value) == _MAX_VALUE else "plain"
         if len(value) < _MIN_ANYWHERE:
             folded[raw.lower()] = _Needle(raw.lower(), kind, "short")
         else:
             for spelling in _spellings(kind, value):
                 for text in _encodings(spelling):
-                    folded.setdefault(text, _Needle(text, kind, "plain"))
+                    folded.setdefault(text, _Needle(text, kind, plain))
             if kind == "name":
                 for part in re.findall(r"[^\W\d_]{4,}", value):
                     exact.setdefault(part.encode(), _Needle(part.encode(), kind, "plain"))
@@ -314,6 +343,10 @@ def _occurrences(needle: _Needle, haystack: bytes, data: bytes) -> Iterator[tupl
             while end < len(data) and data[end] in _BASE64_BYTE:
                 end += 1
             yield start, end, kind
+        elif mode == "cut":
+            rest = _REST.match(data, end)
+            end = rest.end() if rest else end
+            yield start, end, kind
         elif mode == "exact" or (
             _stands_alone(data, start, end, text)
             and (mode != "short" or _ID_CONTEXT.search(data[max(0, start - 48) : start]))
@@ -340,10 +373,10 @@ def _stands_alone(data: bytes, start: int, end: int, text: bytes) -> bool:
     if text.isdigit():
         if before.isdigit() or after.isdigit():
             return False
-        is_line = len(text) <= _MAX_LINE_DIGITS and _LINE_CONTEXT.search(
-            data[max(0, start - 24) : start]
-        )
-        return not is_line
+        ahead = data[max(0, start - 48) : start]
+        is_line = len(text) <= _MAX_LINE_DIGITS and _LINE_CONTEXT.search(ahead)
+        is_port = len(text) <= _MAX_PORT_DIGITS and _PORT_CONTEXT.search(ahead)
+        return not (is_line or is_port) or bool(_ID_CONTEXT.search(ahead))
     if len(text) >= 2 * _MIN_ANYWHERE and not text.isalpha():
         return True
     return not (

@@ -25,6 +25,7 @@ _LIST_ITEMS: Final = 10_000
 """Most items of one list, and entries of one map, that are looked at."""
 _PATH_SEGMENT: Final = 64
 _LARGEST: Final = sys.float_info.max
+_WRONG_ITEMS: Final = 16
 
 
 def strict_json(raw: bytes) -> Any:
@@ -72,9 +73,23 @@ def prune(record: Record, data: Mapping[str, Any], path: Path, ledger: Ledger) -
         fitting = _fit(entry, value, path, ledger)
         if fitting is None:
             ledger.invalid(path, entry.wire)
+            if word := entry.known or (entry.treatment == "pseudonymize" and entry.kind):
+                # It cannot be sealed, but whom it names must not stand in a message either.
+                ledger.known += [(word.partition(":")[0], text) for text in _scalars(value)]
         else:
             result[entry.wire] = fitting
     return result
+
+
+def _scalars(value: Any) -> list[str]:
+    """Give what stands in a value of the wrong type, as it would be written."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [text for item in value[:_WRONG_ITEMS] for text in _scalars(item)][:_WRONG_ITEMS]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return [] if value is None or isinstance(value, bool) else [str(value)]
 
 
 def _fit(entry: Field, value: Any, path: Path, ledger: Ledger) -> Any:  # noqa: C901, PLR0911, PLR0912 - one case a shape

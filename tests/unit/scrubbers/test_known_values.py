@@ -97,3 +97,47 @@ def test_values_that_begin_alike_are_all_found() -> None:
     for value, word in ((first, "<session>"), (second, "<account>")):
         for text in (value, value.encode().hex(), base64.b64encode(value.encode()).decode()):
             assert redact_text(f"lost {text} again", known=known)[0] == f"lost {word} again"
+
+
+def test_what_follows_a_value_too_long_to_be_kept_goes_with_it() -> None:
+    token = "kd7fjw0q2x" * 90
+    known = KnownValues([("secret", token)])
+    assert redact_text(f"upstream refused {token} sorry", known=known)[0] == (
+        "upstream refused <id> sorry"
+    )
+    assert redact_text(f"cookie='{token}'; next", known=known)[0].endswith("'; next")
+    assert "fjw0" not in redact_text(f"cookie='{token}'; next", known=known)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("row customers.id: 471199", "row customers.id: <account>"),
+        ("t.uid:471199", "t.uid:<account>"),
+        ("bad port 471199", "bad port <account>"),
+        ("bill.nr: 471199", "bill.nr: <account>"),
+        ("app.py:471199", "app.py:471199"),
+        ("app.min.js:1:471199", "app.min.js:1:471199"),
+        ("line 471199", "line 471199"),
+    ],
+)
+def test_an_id_is_no_line_for_the_word_before_it(text: str, wanted: str) -> None:
+    assert redact_text(text, known=KnownValues([("account", "471199")]))[0] == wanted
+
+
+def test_addresses_cannot_crowd_out_what_else_a_request_holds() -> None:
+    hops = [("ip", f"198.51.100.{n}") for n in range(60)]
+    known = KnownValues([*hops, ("secret", "janestokenvalue")])
+    assert known.found_in("refused janestokenvalue now")
+    assert not KnownValues([("ip", "10"), ("ip", "z8"), ("ip", "unknown")])
+
+
+def test_places_of_many_texts_are_told_at_once() -> None:
+    known = KnownValues([("account", "kd7fjw0q2x")])
+    texts = ["plain", "kd7fjw0q2x", "KD7FJW0Q2X and kd7fjw0q2x", "k"]
+    ends = [6, 17, 43, 45]
+    assert known.texts_of("\x1e".join(texts), ends) == {1, 2}
+    assert (
+        known.texts_of("\x1e".join(["kd7fjw0q2x"] * 5_000), [11 * n for n in range(1, 5_001)])
+        is None
+    )
