@@ -10,8 +10,9 @@ position in the tombstone journal.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import date
 from pathlib import Path
 from typing import Any, Final
@@ -132,6 +133,8 @@ def open_engine(url: str, *, write_ahead: bool = True, durable: bool = True) -> 
 
     sql.event.listen(engine, "connect", prepare)
     sql.event.listen(engine, "begin", _begin)
+    # All threads share one connection; to close it under one that uses it crashes the process.
+    engine.update_execution_options(milchglas_turn=threading.RLock())
     return engine
 
 
@@ -148,16 +151,17 @@ def transaction(engine: sql.Engine, *, writes: bool = False) -> Iterator[sql.Con
         VaultError: The database failed. Nothing of the transaction is kept, or all of it is and
             only the answer was lost.
     """
-    try:
-        with engine.connect() as connection:
-            connection.execution_options(milchglas_writes=writes)
-            with connection.begin():
-                yield connection
-    except sql.exc.SQLAlchemyError:
-        # After a failed fsync SQLite's next answer is not to be trusted: open it again.
-        with suppress(sql.exc.SQLAlchemyError):
-            engine.dispose()
-        raise VaultError("The vault cannot be asked.") from None
+    with engine.get_execution_options().get("milchglas_turn") or nullcontext():
+        try:
+            with engine.connect() as connection:
+                connection.execution_options(milchglas_writes=writes)
+                with connection.begin():
+                    yield connection
+        except sql.exc.SQLAlchemyError:
+            # After a failed fsync SQLite's next answer is not to be trusted: open it again.
+            with suppress(sql.exc.SQLAlchemyError):
+                engine.dispose()
+            raise VaultError("The vault cannot be asked.") from None
 
 
 def insert(connection: sql.Connection, table: sql.Table) -> Any:
