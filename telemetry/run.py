@@ -27,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
@@ -67,7 +68,7 @@ from telemetry.rules import Schemas
 from telemetry.sinks import Sink
 from telemetry.status import Snapshot
 
-__all__ = ["Runner", "Storage", "check_host", "keeps", "open_broker", "open_custody"]
+__all__ = ["Runner", "Storage", "check_host", "keeps", "networks_of", "open_broker", "open_custody"]
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.run")
 _T = TypeVar("_T")
@@ -414,7 +415,8 @@ class Runner:
             )
         if not self.settings.trial:
             check_host(name, recipient.hosts, given)
-        sink = sink_class(**given)
+        where = {"networks": networks_of(recipient, trial=self.settings.trial)}
+        sink = sink_class(**given, **{key: where[key] for key in where if key in takes})
         self._open.push_async_callback(sink.close)
         return sink
 
@@ -698,6 +700,20 @@ def rates_of(recipient: Recipient) -> list[Rate]:
         Rate(events=r.events, period_s=r.period_s, each=r.each, kinds=frozenset(r.kinds))
         for r in recipient.rates
     ]
+
+
+def networks_of(recipient: Recipient, *, trial: bool) -> list[str]:
+    """Give the networks in which a recipient may be besides the public Internet.
+
+    Those that the policy has among its hosts; in development all.
+    """
+    if trial:
+        return ["0.0.0.0/0", "::/0"]
+    networks = []
+    for host in recipient.hosts:
+        with suppress(ValueError):
+            networks.append(str(ip_network(host)))
+    return networks
 
 
 def check_host(name: str, hosts: Sequence[str], given: Mapping[str, str]) -> None:
