@@ -61,7 +61,14 @@ from telemetry.identity.audit import AUDIT_FILE, AuditLog, Body, Signer, about_k
 from telemetry.intake import Intake, Taken
 from telemetry.parcel import Parcel
 from telemetry.pipeline import Pseudonymizer, Terms
-from telemetry.policy import Policy, PolicyRegister, Recipient, load_policy, policy_dir
+from telemetry.policy import (
+    Policy,
+    PolicyRegister,
+    Recipient,
+    load_policy,
+    policy_dir,
+    schemas_dir,
+)
 from telemetry.redrive import Redrive
 from telemetry.retention import Period, moment_before
 from telemetry.rules import Schemas
@@ -81,6 +88,10 @@ _KEY_ACTIONS: Final = {
     "scheduled": "key.schedule",
     "destroyed": "key.destroy",
 }
+_LOOK_S: Final = 1.0
+_SHORT_FROM: Final = 7 / 8
+_SHORT_DISK_BYTES: Final = 64 * 1024 * 1024
+"""When the rest of the log's room is kept for errors: an eighth of its quota, or so much disk."""
 _SWEEP_S: Final = 600.0
 """How often the log is searched for dead and held parcels whose time is up."""
 _GIVE_UP_S: Final = 72 * 3600.0
@@ -92,10 +103,17 @@ class Storage:
 
     Requests wait for durability together: whatever has queued while a commit was running goes into
     the next one. No timer is involved, so one request alone waits for one commit only.
+
+    Args:
+        broker: The log.
+        folder: Where the embedded one is: the room on its disk is looked at.
     """
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, folder: Path | None = None) -> None:
         self.broker = broker
+        self._folder = folder
+        self._short = False
+        self._looked_at = float("-inf")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="storage")
         self._waiting: list[tuple[Taken, asyncio.Future[None]]] = []
         self._committing: asyncio.Task[None] | None = None
@@ -115,6 +133,23 @@ class Storage:
         if self._committing is None:
             self._committing = asyncio.create_task(self._commit())
         await done
+
+    def short(self) -> bool:
+        """Tell whether the log's room is short, as of a second ago if this is asked often."""
+        now = time.monotonic()
+        if now - self._looked_at >= _LOOK_S:
+            self._looked_at = now
+            asyncio.get_running_loop().run_in_executor(self._thread, self._look)
+        return self._short
+
+    def _look(self) -> None:
+        if self._folder is None or not isinstance(self.broker, Shelf):
+            return  # Kafka's room is Kafka's matter
+        with suppress(BrokerError, OSError):
+            used, most = self.broker.room()[""]
+            disk = os.statvfs(self._folder)
+            free = disk.f_bavail * disk.f_frsize
+            self._short = used > _SHORT_FROM * most or free < _SHORT_DISK_BYTES
 
     async def _commit(self) -> None:
         try:
@@ -256,7 +291,7 @@ class Runner:
         elif initialise(state, environment=settings.environment, custody=custody):
             self._say(f"Keys: made. {custody.advice}")
         # First of all that is shared: whoever does not own the log changes nothing beside it.
-        self.storage = Storage(open_broker(settings))
+        self.storage = Storage(open_broker(settings), state)
         self._open.callback(self.storage.close)
         self._open_audit(state)
         self.register = register = PolicyRegister(state / "policies.ndjson")
@@ -355,6 +390,12 @@ class Runner:
                 "no client may send: no [project.NAME] is configured.",
                 remedy="Give each application a [project.NAME] with key and tenant.",
             )
+        for kind in settings.gateway.yields:
+            if not (schemas_dir() / f"{kind}.avsc").is_file():
+                raise ConfigError(
+                    f"gateway.yields names {kind!r}, which is no kind.",
+                    remedy="Kinds are the names of the records in schemas/.",
+                )
         projects = Projects(settings.project, open_to_all=settings.trial and not settings.project)
         if projects.open_to_all:
             self._say("Clients: any key is accepted (no [project.…] is configured).")
@@ -366,6 +407,8 @@ class Runner:
             environment=settings.environment,
             trusted_proxies=settings.gateway.trusted_proxies,
             events_per_minute=settings.gateway.events_per_minute,
+            yields=frozenset(settings.gateway.yields),
+            short=self.storage.short,
             limits=Limits(stop_s=_DRAIN_S),
             ready=lambda: not self.pseudonymizer.holding,
             count=self._count,

@@ -593,6 +593,86 @@ async def test_bodies_under_way_may_take_only_so_much_room() -> None:
         assert it.gateway._held == 0
 
 
+async def test_what_waits_for_the_log_counts_as_under_way_too(real_intake: Intake) -> None:
+    async with running(real_intake, limits=Limits(held_bytes=8000, yielding_bytes=8000)) as it:
+        it.log.gate.clear()
+        event = json.dumps({"event": "page viewed", "account": 7}).encode()
+        waiting = [asyncio.create_task(it.post("/v1/events", event)) for _ in range(6)]
+        await asyncio.sleep(0.3)
+        assert it.gateway._held > 6 * 1024  # bytes of their bodies are gone, parcels are there
+        more = [asyncio.create_task(it.post("/v1/events", event)) for _ in range(6)]
+        await asyncio.sleep(0.3)
+        it.log.gate.set()
+        statuses = Counter([(await one).status for one in (*waiting, *more)])
+        assert statuses[200] >= 6
+        assert statuses[503] > 0
+        assert it.gateway._held == 0
+        assert (await it.post("/v1/events", event)).status == 200
+
+
+async def test_memory_that_gets_short_is_kept_for_errors() -> None:
+    async with running(limits=Limits(held_bytes=100_000, yielding_bytes=50_000)) as it:
+        reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
+        head = b"POST /api/1/envelope/ HTTP/1.1\r\nHost: x\r\nContent-Length: 90000\r\n\r\n"
+        writer.write(head + b"a" * 60_000)
+        await asyncio.sleep(0.1)
+        for path, body in (("/api/track", HEAP), ("/v1/events", EVENT)):
+            reply = await it.post(path, body)
+            assert reply.status == 429
+            assert reply.headers["retry-after"] == "5"
+        assert it.counts["refusals", ("shed",)] == 2
+        assert not it.intake.items
+        assert (await it.post("/api/1/envelope/?sentry_key=k", ENVELOPE)).status == 200
+        writer.close()
+        await asyncio.sleep(0.1)
+        assert (await it.post("/api/track", HEAP)).status == 200
+        assert reader is not None
+
+
+async def test_room_that_gets_short_is_kept_for_errors() -> None:
+    short = True
+    users = b'{"app_id":"11","identity":"7","properties":{"plan":"pro"}}'
+    mixed = b'[{"event":"page viewed"},{"kind":"error_event","message":"x"}]'
+    yields = ("analytics_event", "user_properties")
+    async with running(yields=yields, short=lambda: short) as it:
+        for path, body in (
+            ("/api/track", HEAP),
+            ("/api/add_user_properties", users),
+            ("/v1/events", EVENT),
+        ):
+            reply = await it.post(path, body)
+            assert reply.status == 429
+            assert reply.headers["retry-after"] == "60"
+            assert reply.json["detail"] == REFUSALS["shed"].detail
+        assert not it.intake.items
+        assert it.counts["refusals", ("shed",)] == 3
+        for path, body in (
+            ("/api/1/envelope/?sentry_key=k", ENVELOPE),
+            ("/api/1/envelope/?sentry_key=k", b'{}\n{"type":"sessions"}\n{}'),
+            ("/v1/events", mixed),  # what holds an error goes whole
+            ("/v1/events", b"[]"),
+        ):
+            assert (await it.post(path, body)).status == 200, path
+        short = False
+        assert (await it.post("/api/track", HEAP)).status == 200
+
+
+async def test_connections_on_which_nothing_comes_make_room_for_requests() -> None:
+    async with running(limits=Limits(connections=20)) as it:
+        idle = [await asyncio.open_connection("127.0.0.1", it.port) for _ in range(60)]
+        await asyncio.sleep(0.1)
+        assert len(it.gateway._server.connections) <= 20  # type: ignore[union-attr]
+        it.log.gate.clear()
+        waiting = [asyncio.create_task(it.post("/v1/events")) for _ in range(15)]
+        await asyncio.sleep(0.2)
+        idle += [await asyncio.open_connection("127.0.0.1", it.port) for _ in range(60)]
+        it.log.gate.set()
+        assert [(await one).status for one in waiting] == [200] * 15  # none that asked was closed
+        assert (await it.post("/v1/events")).status == 200
+        for _, writer in idle:
+            writer.close()
+
+
 async def test_a_client_that_leaves_in_the_middle_leaves_nothing_behind() -> None:
     async with running() as it:
         _, writer = await asyncio.open_connection("127.0.0.1", it.port)
@@ -755,6 +835,21 @@ async def test_a_key_that_sends_too_much_has_to_wait_and_others_do_not() -> None
         assert (await it.post("/v1/events", many, **second)).status == 200
         await asyncio.sleep(1.1)
         assert (await it.post("/v1/events", EVENT, **first)).status == 200
+
+
+async def test_a_key_may_have_a_quota_of_its_own() -> None:
+    projects = {
+        "one": Project(key="first-key", tenant="a", events_per_minute=5),
+        "two": Project(key="second-key", tenant="b"),
+    }
+    known = Projects(projects, open_to_all=False)
+    async with running(projects=known, events_per_minute=100) as it:
+        many = b"\n".join([EVENT] * 6)
+        for key, statuses in (("first", [200, 429]), ("second", [200, 200])):
+            headers = {"Authorization": f"Bearer {key}-key"}
+            assert [(await it.post("/v1/events", many, **headers)).status for _ in range(2)] == (
+                statuses
+            )
 
 
 # Where from ---------------------------------------------------------------------------------------
