@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from http.client import HTTPConnection
@@ -49,6 +49,7 @@ class Admin:
         self._runner = runner
         self._sites: list[web.AppRunner] = []
         self._socket: Path | None = None
+        self._tasks: set[asyncio.Task[object]] = set()
 
     async def start(self, host: str, port: int, path: Path) -> tuple[str, int]:
         """Listen on the port and the socket; give the address really taken."""
@@ -70,6 +71,9 @@ class Admin:
                 web.get("/dead", self._dead),
                 web.post("/dead/purge", self._purge),
                 web.post("/dead/replay", self._replay),
+                web.get("/vault", self._vault),
+                web.get("/vault/work", self._vault_work),
+                web.post("/vault/{work:rewrap|backup}", self._vault_begin),
             ]
         )
         for app in (public, private):
@@ -92,7 +96,8 @@ class Admin:
         return address
 
     async def stop(self) -> None:
-        """Stop listening."""
+        """Stop listening; what was begun ends at its next piece."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         for runner in self._sites:
             await runner.cleanup()
         if self._socket is not None:
@@ -102,7 +107,7 @@ class Admin:
         return web.json_response({"live": True})
 
     async def _ready(self, _request: web.Request) -> web.Response:
-        holding = self._runner.pseudonymizer.holding
+        holding = self._runner.holding
         return web.json_response(
             {"ready": not holding, "holding": holding}, status=503 if holding else 200
         )
@@ -110,12 +115,15 @@ class Admin:
     async def _metrics(self, _request: web.Request) -> web.Response:
         runner = self._runner
         found = await runner.snapshot()
-        keys, overdue = runner.identity.keys()
-        gauges: dict[str, dict[str, float]] = {
-            "keys": {f"{use} {state}": float(n) for (use, state), n in keys.items()},
-            "keys_overdue": {"": float(overdue)},
-            "invalid_identifiers": dict(runner.intake.invalid_identifiers),
-            "undeclared_paths": _by_kind(runner.edge.unknown),
+        gauges: dict[str, dict[str, float]] = {}
+        if runner.identity is not None:
+            keys, overdue = runner.identity.keys()
+            gauges["keys"] = {f"{use} {state}": float(n) for (use, state), n in keys.items()}
+            gauges["keys_overdue"] = {"": float(overdue)}
+        if runner.intake is not None:
+            gauges["invalid_identifiers"] = dict(runner.intake.invalid_identifiers)
+            gauges["undeclared_paths"] = _by_kind(runner.edge.unknown)
+        gauges |= {
             "paused": {name: float(f.paused) for name, f in runner.forwarders.items()},
             "stopped": {
                 "pseudonymizer": float(bool(found.holding)),
@@ -142,9 +150,10 @@ class Admin:
         chosen = list(forwarders) if name == "all" else [name]
         actor, action = _peer(request), f"recipient.{order}"
         try:
-            if order == "resume" and name in ("pseudonymizer", "all"):
+            stage = self._runner.pseudonymizer
+            if stage is not None and order == "resume" and name in ("pseudonymizer", "all"):
                 await self._witness(actor, "stage.resume", {"stage": "pseudonymizer"})
-                self._runner.pseudonymizer.brake.release()
+                stage.brake.release()
                 if name == "pseudonymizer":
                     return web.json_response({"resumed": [name]})
             if any(recipient not in forwarders for recipient in chosen):
@@ -222,6 +231,38 @@ class Admin:
         outcomes = await self._runner.redrive.replay(opened)
         return _encoded(outcomes)
 
+    async def _vault(self, _request: web.Request) -> web.Response:
+        upkeep = self._runner.upkeep
+        return _no_vault() if upkeep is None else web.json_response(await upkeep.stats())
+
+    async def _vault_work(self, _request: web.Request) -> web.Response:
+        if self._runner.upkeep is None:
+            return _no_vault()
+        asked = self._runner.upkeep.asked
+        return web.json_response({} if asked is None else asked.as_json())
+
+    async def _vault_begin(self, request: web.Request) -> web.Response:
+        """Begin work on the vault; `_vault_work` tells how it goes."""
+        upkeep, asked = self._runner.upkeep, request.query
+        work = request.match_info["work"]
+        if upkeep is None:
+            return _no_vault()
+        try:
+            await self._witness(_peer(request), f"vault.{work}", {}, "begun")
+        except AuditError as error:
+            return web.json_response({"error": str(error)}, status=503)
+        if work == "backup":
+            self._begin(upkeep.backup(Path(asked.get("path", ""))))
+        else:
+            keep = 0 if asked.get("keep") == "0" else 1
+            self._begin(upkeep.rewrap(now=asked.get("now") == "1", keep=keep))
+        return web.json_response({"begun": work})
+
+    def _begin(self, work: Coroutine[Any, Any, object]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
 
 def _asked(request: web.Request) -> dict[str, Any]:
     """Read which letters are meant, and from where on."""
@@ -238,6 +279,10 @@ def _encoded(answer: object) -> web.Response:
 
 def _elsewhere() -> web.Response:
     return web.json_response({"detail": ELSEWHERE}, status=404)
+
+
+def _no_vault() -> web.Response:
+    return web.json_response({"detail": "This role has no vault."}, status=404)
 
 
 def _peer(request: web.Request) -> str:

@@ -39,6 +39,7 @@ REASONS: Final[Mapping[str, Mapping[str, str]]] = {
         "invalid_time": "its time is out of reach of every key",
         "kind_": "with the type behind it: a kind that no purpose names, or none ever may",
         "kind_off": "no purpose of the policy names its kind any more",
+        "log_retention": "on Kafka, its topic's retention was quicker than the forwarder",
         "no_consent": "its purpose needs a consent that is not there",
         "no_identity": "Heap only knows events of somebody, and this one names nobody",
         "no_recipient": "its purpose has no recipient that sends",
@@ -72,7 +73,7 @@ REASONS: Final[Mapping[str, Mapping[str, str]]] = {
         "rejected": "the recipient refused it: 400, 422, or an error in a 2xx",
         "scrub_failed": "a treatment failed, or left something it should have found",
         "secret_unreadable": "a secret of the vault cannot be opened",
-        "too_large": "above 1 MiB; at a recipient: 413",
+        "too_large": "above 1 MiB, or than a record on Kafka may hold; at a recipient: 413",
         "too_many_identifiers": "more identifiers than a capsule holds",
         "undecodable": "no JSON, or none that any reader takes",
         "undeliverable": "not taken for three days",
@@ -107,12 +108,14 @@ class Books:
         entries: `Broker.books`.
         pending: `Broker.pending`.
         recipients: Names of the recipients that have a clean log.
+        whole: False for what one gateway alone knows: what became of what it sealed, others know.
         shelved: Whether the log keeps dead and held parcels itself (`telemetry.brokers.Shelf`).
     """
 
     entries: Mapping[Entry, int]
     pending: Mapping[str, int]
     recipients: tuple[str, ...] = field(default=())
+    whole: bool = True
     shelved: bool = False
 
     def _of(self, stage: str, outcome: str) -> int:
@@ -132,15 +135,18 @@ class Books:
                 self._of(edge, "items_in"),
                 {name: self._of(edge, name) for name in ("dropped", "dead", "sealed")},
             ),
-            Balance(
-                "sealed",
-                self._of(edge, "sealed"),
-                {
-                    **{n: self._of(middle, n) for n in ("scrubbed", "dropped", "dead", "held")},
-                    "pending": self.pending.get(SEALED, 0),
-                },
-            ),
         ]
+        if self.whole:
+            found.append(
+                Balance(
+                    "sealed",
+                    self._of(edge, "sealed"),
+                    {
+                        **{n: self._of(middle, n) for n in ("scrubbed", "dropped", "dead", "held")},
+                        "pending": self.pending.get(SEALED, 0),
+                    },
+                )
+            )
         found += [
             Balance(
                 f"routed to {name}",

@@ -11,18 +11,28 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
 from telemetry.errors import ConfigError
 from telemetry.policy import read_toml
 
-__all__ = ["Bind", "Project", "RecipientSettings", "Settings", "load_settings"]
+__all__ = [
+    "Bind",
+    "Project",
+    "RecipientSettings",
+    "Settings",
+    "check_vault",
+    "is_loopback",
+    "load_settings",
+]
 
 _Bind = Annotated[str, msgspec.Meta(pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}$")]
 
 
 _Kind = Annotated[str, msgspec.Meta(pattern=r"^[a-z_]{1,40}$")]
+_Prefix = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -43,6 +53,8 @@ class GatewaySection(_Section, frozen=True):
             socket's peer is the client.
         events_per_minute: Most events of one key in a minute; more are answered 429.
         yields: Kinds that are refused first when the log's room gets short.
+        on_broker_loss: What a gateway by itself does while Kafka is away: ``spool`` keeps events,
+            encrypted, on its own disk and brings them to Kafka later; ``reject`` answers 503.
     """
 
     trusted_proxies: Annotated[int, msgspec.Meta(ge=0, le=8)] = 0
@@ -50,6 +62,7 @@ class GatewaySection(_Section, frozen=True):
     yields: list[_Kind] = msgspec.field(
         default_factory=lambda: ["analytics_event", "user_properties"]
     )
+    on_broker_loss: Literal["spool", "reject"] = "spool"
 
 
 class BrokerSection(_Section, frozen=True):
@@ -57,16 +70,36 @@ class BrokerSection(_Section, frozen=True):
 
     Attributes:
         kind: ``spool`` (one file under the state directory) or ``kafka``.
-        bootstrap: ``host:port`` of Kafka brokers, with commas.
-        topic_prefix: First word of every topic.
         quota_mib: Most space the spool may take, in MiB.
+        bootstrap: ``host:port`` of Kafka brokers, with commas.
+        protocol: ``plaintext`` (in development, and on loopback), ``tls`` or ``sasl_tls``.
+        ca_file: Whom to trust; by default whom the system trusts.
+        certificate_file, private_key_file: Who we are, for brokers that want a certificate.
+        mechanism: How we say who we are with ``sasl_tls``. OAUTHBEARER takes the token of
+            `token_file`, read at each connection; the others `username` and `password_file`.
+        topic_prefix, group_prefix: First word of every topic, of every consumer group.
+        member: Name of this process in its groups; by default the host's.
+        partitions, replication: Of topics that ``telemetry topics`` makes.
+        api_version: Protocol version of an old broker.
     """
 
     kind: Literal["spool", "kafka"] = "spool"
-    bootstrap: str = ""
-    topic_prefix: str = "telemetry"
-    api_version: str = ""
     quota_mib: Annotated[int, msgspec.Meta(ge=16)] = 4096
+    bootstrap: str = ""
+    protocol: Literal["plaintext", "tls", "sasl_tls"] = "plaintext"
+    ca_file: str = ""
+    certificate_file: str = ""
+    private_key_file: str = ""
+    mechanism: Literal["SCRAM-SHA-512", "SCRAM-SHA-256", "OAUTHBEARER"] = "SCRAM-SHA-512"
+    username: str = ""
+    password_file: str = ""
+    token_file: str = ""
+    topic_prefix: _Prefix = "telemetry"
+    group_prefix: _Prefix = "telemetry"
+    member: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{0,200}$")] = ""
+    partitions: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 12
+    replication: Annotated[int, msgspec.Meta(ge=1, le=32)] = 3
+    api_version: str = ""
 
 
 class AuditSection(_Section, frozen=True):
@@ -78,6 +111,30 @@ class AuditSection(_Section, frozen=True):
     """
 
     checkpoints: str = ""
+
+
+class VaultSection(_Section, frozen=True):
+    """Where the secrets of subjects are.
+
+    Attributes:
+        url: SQLAlchemy URL, ``postgresql+psycopg://…`` where more than one pseudonymizer works;
+            empty: a SQLite file under the state directory. A password belongs into a passfile.
+        journal: The same for the tombstone journal, which must not come back with a backup of the
+            vault; empty: a SQLite file under the state directory.
+        cache: How many subjects a process remembers, for less than a minute.
+    """
+
+    url: str = ""
+    journal: str = ""
+    cache: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)] = 65_536
+
+    def __repr__(self) -> str:
+        return "VaultSection(…)"
+
+    @property
+    def shared(self) -> bool:
+        """Whether several processes may work on it."""
+        return self.url.startswith("postgresql")
 
 
 class CustodySection(_Section, frozen=True):
@@ -161,6 +218,7 @@ class Settings(_Section, frozen=True):
     gateway: GatewaySection = GatewaySection()
     broker: BrokerSection = BrokerSection()
     audit: AuditSection = AuditSection()
+    vault: VaultSection = VaultSection()
     custody: CustodySection = CustodySection()
     dead: DeadSection = DeadSection()
     project: dict[str, Project] = {}
@@ -202,7 +260,12 @@ class Bind(msgspec.Struct, frozen=True):
     @property
     def loopback(self) -> bool:
         """Whether only this machine can connect."""
-        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+        return is_loopback(self.host)
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether only this machine can be meant."""
+    return host.strip("[]") in ("localhost", "::1") or host.startswith("127.")
 
 
 _ENVIRONMENT: Mapping[str, tuple[str, ...]] = {
@@ -215,6 +278,8 @@ _ENVIRONMENT: Mapping[str, tuple[str, ...]] = {
     "TELEMETRY_AUDIT_CHECKPOINTS": ("audit", "checkpoints"),
     "TELEMETRY_BROKER": ("broker", "kind"),
     "TELEMETRY_KAFKA_BOOTSTRAP": ("broker", "bootstrap"),
+    "TELEMETRY_VAULT_URL": ("vault", "url"),
+    "TELEMETRY_VAULT_JOURNAL": ("vault", "journal"),
     "TELEMETRY_CUSTODY_KEK": ("custody", "kek"),
     "TELEMETRY_CUSTODY_BACKUP": ("custody", "backup"),
     "TELEMETRY_SENTRY_DSN": ("recipient", "sentry", "dsn"),
@@ -245,6 +310,13 @@ def load_settings(
     if path is None and Path("telemetry.toml").is_file():
         path = Path("telemetry.toml")
     settings = Settings() if path is None else read_toml(path, Settings, ConfigError)
+    for name in ("url", "journal"):
+        if "@" in (given := getattr(settings.vault, name)) and urlsplit(given).password:
+            raise ConfigError(
+                f"vault.{name} holds a password.",
+                path=path,
+                remedy="Leave it out, and name a file: ?passfile=/path, or PGPASSFILE.",
+            )
     data = msgspec.to_builtins(settings)
     for variable, keys in _ENVIRONMENT.items():
         value = environ.get(variable)
@@ -266,3 +338,28 @@ def load_settings(
             f"{variable} has a value that cannot be used.",
             remedy="deploy/config.reference.toml shows what it may be.",
         ) from None
+
+
+def check_vault(settings: Settings) -> None:
+    """Refuse a vault that cannot serve what the settings ask for.
+
+    Two pseudonymizers with a SQLite vault each would give one account two tokens, and an erasure
+    would reach one of them. A group of Kafka consumers may have a second member at any time, on any
+    host, so with Kafka the vault must be one that can be shared. On one host a lock sees to it.
+
+    Raises:
+        ConfigError: It is a SQLite vault where there may be several pseudonymizers, or the vault
+            and its journal are one database.
+    """
+    vault = settings.vault
+    if settings.broker.kind == "kafka" and not vault.shared and not settings.trial:
+        raise ConfigError(
+            "vault.url is a SQLite vault, which serves one pseudonymizer; with Kafka there may be "
+            "several.",
+            remedy="Set vault.url or TELEMETRY_VAULT_URL to postgresql+psycopg://…",
+        )
+    if vault.url and vault.url == vault.journal:
+        raise ConfigError(
+            "vault.journal is the vault itself: a backup would bring both back.",
+            remedy="Name a file, or a database on another server.",
+        )

@@ -145,6 +145,7 @@ class _RetentionClass(_Table, frozen=True):
 class _Retention(_Table, frozen=True):
     ceiling: str
     class_: dict[str, _RetentionClass] = msgspec.field(name="class")
+    log: dict[Literal["sealed", "clean", "dead", "held"], str] = {}
     dead_letters: _RetentionClass | None = None
 
 
@@ -207,6 +208,26 @@ class WaysBackRules(_Table, frozen=True):
     reidentify: ReidentifyRule
     reason: dict[_Name, Reason] = {}
     person: dict[_Name, Person] = {}
+
+
+class _Trace(_Table, frozen=True):
+    """What becomes of trace ids: ``keep`` or ``drop``."""
+
+    mode: Literal["keep", "drop"] = "keep"
+
+
+class _Pseudonyms(_Table, frozen=True):
+    account: Pseudonym | None = None
+    organization: Pseudonym | None = None
+    membership: Pseudonym | None = None
+    session: Pseudonym | None = None
+    device: Pseudonym | None = None
+    object: Pseudonym | None = None
+    trace: _Trace = _Trace()
+
+
+TRACED = frozenset({"transaction", "span", "log", "trace_metric"})
+"""Kinds that are nothing without their trace."""
 
 
 class _TruncateIp(_Table, frozen=True):
@@ -355,7 +376,13 @@ class Policy:
         self.purposes = self._read("purposes.toml", dict[_Name, Purpose])
         self.recipients = self._read("recipients.toml", dict[_Name, Recipient])
         retention = self._read("retention.toml", _Retention)
-        self.pseudonyms = self._read("pseudonyms.toml", dict[_Name, Pseudonym])
+        pseudonyms = self._read("pseudonyms.toml", _Pseudonyms)
+        self.trace = pseudonyms.trace.mode
+        self.pseudonyms: Mapping[str, Pseudonym] = {
+            name: entry
+            for name in pseudonyms.__struct_fields__
+            if isinstance(entry := getattr(pseudonyms, name), Pseudonym)
+        }
         self.ways_back = self._read("ways_back.toml", WaysBackRules)
         self.treatments = self._read("treatments.toml", _Treatments)
         addresses = self._read("addresses.toml", _Addresses).profile
@@ -376,6 +403,10 @@ class Policy:
             name: self._period("retention.toml", f"class.{name}.period", entry.period, self.ceiling)
             for name, entry in retention.class_.items()
         }
+        self.log_retention: Mapping[str, Period] = {
+            sort: self._period("retention.toml", f"log.{sort}", text, self.ceiling)
+            for sort, text in retention.log.items()
+        }
         if "default" not in self.treatments.coarsen_time:
             self._refuse(
                 "treatments.toml",
@@ -388,6 +419,7 @@ class Policy:
         self._check_apart()
         self._check_properties()
         self._check_ways_back()
+        self._check_trace()
         profile = self.treatments.truncate_ip.profile
         if profile not in addresses:
             self._refuse(
@@ -476,6 +508,16 @@ class Policy:
                     "is missing: this recipient cannot erase one person's data.",
                     "Say what is done instead (Art. 17, 19 GDPR).",
                 )
+
+    def _check_trace(self) -> None:
+        """Refuse to drop what a kind that is on cannot do without."""
+        if self.trace == "drop" and (traced := sorted(TRACED & set(self.purpose_of_kind))):
+            self._refuse(
+                "pseudonyms.toml",
+                "trace.mode",
+                f"drops trace ids, without which {traced[0]!r} is nothing.",
+                f"Keep them, or take {traced[0]!r} out of the kinds in purposes.toml.",
+            )
 
     def _check_apart(self) -> None:
         """Refuse two recipients whose tokens could be joined, or told apart by nobody."""

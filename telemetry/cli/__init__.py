@@ -73,7 +73,9 @@ def main() -> None:
         letters,  # noqa: F401
         operate,  # noqa: F401
         policies,  # noqa: F401
+        roles,  # noqa: F401
         scrub,  # noqa: F401
+        vault,  # noqa: F401
     )
 
     try:

@@ -75,7 +75,11 @@ def open_identity(settings: Settings) -> Identity:
     from telemetry.run import open_custody  # noqa: PLC0415
 
     return Identity.open(
-        settings.state_dir, environment=settings.environment, custody=open_custody(settings)
+        settings.state_dir,
+        environment=settings.environment,
+        custody=open_custody(settings),
+        vault_url=settings.vault.url or None,
+        journal_url=settings.vault.journal or None,
     )
 
 

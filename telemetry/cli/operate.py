@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import typer
@@ -20,11 +20,14 @@ from rich.table import Table
 from telemetry import logs
 from telemetry.admin import ask
 from telemetry.cli import EXIT_NO, Config, Json, State, app
-from telemetry.config import Settings, load_settings
+from telemetry.config import Settings, check_vault, load_settings
 from telemetry.errors import AuditError
 from telemetry.status import spoken
 
-__all__ = ["print_books", "print_status"]
+if TYPE_CHECKING:
+    from telemetry.run import Part
+
+__all__ = ["print_books", "print_status", "serve"]
 
 
 def _settings(config: Path | None, state: Path | None, **more: str | None) -> Settings:
@@ -54,10 +57,16 @@ def run(
     """
     settings = _settings(config, state, bind=bind, admin_bind=admin_bind)
     logs.configure(settings.log, production=settings.production)
-    asyncio.run(_serve(settings))
+    asyncio.run(serve(settings))
 
 
-async def _serve(settings: Settings) -> None:
+async def serve(settings: Settings, part: Part | None = None) -> None:
+    """Run the pipeline, or a part of it, until somebody asks it to stop.
+
+    Raises:
+        ConfigError: It cannot start.
+        BrokerError: The log cannot be opened.
+    """
     from telemetry.run import Runner  # noqa: PLC0415 - help must not wait for the whole pipeline
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -73,14 +82,15 @@ async def _serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ask_to_stop)
     loop.add_signal_handler(signal.SIGHUP, lambda: None)
-    runner = Runner(settings, lambda line: console.print(line, style="yellow", markup=False))
+    runner = Runner(settings, lambda line: console.print(line, style="yellow", markup=False), part)
     try:
         await runner.open()
         policy = runner.policy
         where = escape(str(policy.folder))
         console.print(f"Policy {policy.digest[:12]} of notice {policy.notice.version}, {where}")
-        host, port = runner.address
-        console.print(f"[bold green]Taking events[/] at http://<any-key>@{host}:{port}/1")
+        if runner.gateway is not None:
+            host, port = runner.address
+            console.print(f"[bold green]Taking events[/] at http://<any-key>@{host}:{port}/1")
         admin = ":".join(map(str, runner.admin_address))
         console.print(f"Health and metrics at http://{admin}/metrics; stop with Ctrl-C.")
         await runner.run(stop)
@@ -103,6 +113,7 @@ def check(*, config: Config = None, state: State = None, as_json: Json = False) 
     from telemetry.rules import Schemas  # noqa: PLC0415
 
     settings = _settings(config, state)
+    check_vault(settings)
     policy = load_policy(policy_dir(settings.policy.path))
     detectors = policy.detectors
     detectors.check_speed(time.thread_time)
@@ -120,6 +131,10 @@ def check(*, config: Config = None, state: State = None, as_json: Json = False) 
         "kinds": sorted(schemas.records),
         "analytics_events": len(policy.events),
     }
+    if settings.broker.kind == "kafka":
+        from telemetry.cli.roles import when_kafka_is_away  # noqa: PLC0415
+
+        report["when_kafka_is_away"] = when_kafka_is_away(settings)
     if as_json:
         typer.echo(json.dumps(report))
         return
@@ -128,6 +143,8 @@ def check(*, config: Config = None, state: State = None, as_json: Json = False) 
     for name, purpose in policy.purposes.items():
         receives = ", ".join(policy.recipients_of(name)) or "nobody"
         console.print(f"  {name}: {', '.join(purpose.kinds) or 'nothing'} → {receives}")
+    if away := report.get("when_kafka_is_away"):
+        console.print(f"While Kafka is away: {away}", soft_wrap=True)
     console.print(f"Keys: {keys['state']}. {keys['advice']}".rstrip(), soft_wrap=True, markup=False)
 
 

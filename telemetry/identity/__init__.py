@@ -24,12 +24,12 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Literal
 
 from telemetry.errors import CapsuleError, EventError, IdentifierError, KeyringError, PolicyError
 from telemetry.identity import keyring as _keys
@@ -58,13 +58,17 @@ from telemetry.identity.pseudonym import (
 )
 from telemetry.identity.rotation import Turn, overdue, tend
 from telemetry.identity.vault import (
+    CACHE_ROWS,
     CACHE_S,
     STATES,
+    Held,
     SuppressionState,
     Tombstoned,
     Unreadable,
     Vault,
 )
+from telemetry.identity.vault import upkeep as _upkeep
+from telemetry.identity.vault.upkeep import ROTATE_AFTER, Stats
 from telemetry.retention import Period
 
 __all__ = [
@@ -82,6 +86,7 @@ __all__ = [
     "Resolved",
     "Sealed",
     "Sealer",
+    "Stats",
     "SuppressionState",
     "Turn",
     "canonicalize",
@@ -97,10 +102,12 @@ __all__ = [
     "load_sealer",
     "load_spool_key",
     "membership",
+    "open_vault",
 ]
 
 _KEYS: Final = "keys"
 _VAULT: Final = "vault.sqlite3"
+_TOMBSTONES: Final = "tombstones.sqlite3"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}@[a-z0-9][a-z0-9_.-]{0,63}")
 _LABEL = re.compile(r"[a-z0-9]{2,12}")
 _EPOCH_START: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -108,6 +115,10 @@ _MILLISECOND: Final = timedelta(milliseconds=1)
 # Nothing older than the retention ceiling of 12 months is processed; a clock may be a day ahead.
 _OLDEST: Final = timedelta(days=400)
 _NEWEST: Final = timedelta(days=1)
+LATE: Final = timedelta(days=7)
+"""How long after its end a quarter still gives tokens: as long as a client's spool keeps events."""
+SKEW: Final = timedelta(minutes=5)
+"""How far a clock may be ahead and still name the epoch."""
 _CACHE_TOKENS: Final = 1 << 16
 
 _HOLDERS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
@@ -197,7 +208,7 @@ class Resolved:
         identity: Identity,
         event_id: str,
         identifiers: tuple[Identifier, ...],
-        holders: tuple[Secret | Tombstoned, ...],
+        holders: tuple[Held | Tombstoned, ...],
     ) -> None:
         self._identity, self._event_id = identity, event_id
         self._identifiers, self._holders = identifiers, holders
@@ -232,7 +243,7 @@ class Resolved:
 
     def token_list(self, domain: Domain, at: datetime) -> tuple[str, ...]:
         """Give one token for each of `kinds`. Arguments and errors as `tokens`."""
-        pairs: list[tuple[Identifier, Secret]] = []
+        pairs: list[tuple[Identifier, Held]] = []
         for identifier, holder in zip(self._identifiers, self._holders, strict=True):
             if isinstance(holder, Tombstoned):
                 raise IdentifierError("erased")
@@ -329,25 +340,48 @@ class Identity:
         environment: str,
         custody: Custody | None = None,
         vault_url: str | None = None,
+        journal_url: str | None = None,
+        cache_rows: int = CACHE_ROWS,
+        alone: bool = False,
+        repair: Literal["", "restore", "journal"] = "",
     ) -> Identity:
         """Open keyset and vault under a state folder.
 
         Args:
-            state: Holds ``keys/keyset.json``, and ``vault.sqlite3`` unless `vault_url` is given.
+            state: Holds ``keys/keyset.json``; ``vault.sqlite3`` unless `vault_url` is given; and
+                ``tombstones.sqlite3`` unless `journal_url` is.
             environment: All but ``development`` refuse development keysets.
             custody: What the keyset is wrapped with; by default ``STATE/custody/kek``.
             vault_url: SQLAlchemy URL of another vault.
+            journal_url: SQLAlchemy URL of another tombstone journal.
+            cache_rows: As for `Vault`.
+            alone: Refuse a SQLite vault that another process serves, and keep others from it.
+            repair: As for `Vault`.
 
         Raises:
             KeyringError: No usable keyset, a vault of another keyset, or HPKE does not work.
+            ConfigError: The vault is another process's, or does not fit its journal.
             VaultError: The vault cannot be reached.
         """
         self_test()
         keyring = Keyring.load(
             state / _KEYS / _keys.KEYSET, environment=environment, custody=custody
         )
-        url = f"sqlite:///{(state / _VAULT).absolute()}" if vault_url is None else vault_url
-        return cls(keyring, Vault(url, keyring=keyring))
+        vault = open_vault(
+            state,
+            keyring,
+            vault_url=vault_url,
+            journal_url=journal_url,
+            cache_rows=cache_rows,
+            repair=repair,
+        )
+        if alone:
+            try:
+                vault.claim()
+            except BaseException:
+                vault.close()
+                raise
+        return cls(keyring, vault)
 
     @staticmethod
     def sealer(state: Path) -> Sealer:
@@ -411,9 +445,9 @@ class Identity:
         event_id: str,
         identifiers: tuple[Identifier, ...],
         locators: tuple[bytes, ...],
-        found: Mapping[bytes, Secret | Tombstoned | Unreadable],
+        found: Mapping[bytes, Held | Tombstoned | Unreadable],
     ) -> Resolved | EventError:
-        holders: list[Secret | Tombstoned] = []
+        holders: list[Held | Tombstoned] = []
         for locator in locators:
             holder = found[locator]
             if isinstance(holder, Unreadable):
@@ -436,23 +470,79 @@ class Identity:
 
     # --- One event ------------------------------------------------------------------------------
 
+    def epoch_of(self, domain: Domain, at: datetime) -> str:
+        """Give the epoch whose key the tokens of an event are made with.
+
+        The epoch of the event's own time, but of a time that lies at most `LATE` back and at most
+        `SKEW` ahead: a quarter that is over for a week gets no further tokens, and a clock that
+        runs ahead does not open the next one early.
+
+        Args:
+            domain: Whose rule counts.
+            at: Aware time of the event.
+
+        Raises:
+            IdentifierError: A time beyond all retention, or a day ahead (``invalid_time``).
+        """
+        if domain.epoch == "rel":
+            return "rel"
+        if not self._oldest <= at <= self._newest:
+            # A forged time must not make keys for epochs nobody lives in.
+            raise IdentifierError("invalid_time")
+        return epoch_label(domain.epoch, min(max(at, self._late), self._ahead))
+
     def _tokens_of(
-        self, domain: Domain, at: datetime, pairs: Sequence[tuple[Identifier, Secret]]
+        self, domain: Domain, at: datetime, pairs: Sequence[tuple[Identifier, Held]]
     ) -> tuple[str, ...]:
         if not pairs:
             return ()
-        epoch = "rel"
-        if domain.epoch != epoch:
-            if not self._oldest <= at <= self._newest:
-                # A forged time must not make keys for epochs nobody lives in.
-                raise IdentifierError("invalid_time")
-            epoch = epoch_label(domain.epoch, at)
-        place = domain.name, domain.label, epoch
+        return self._tokens_in(domain, self.epoch_of(domain, at), pairs)
+
+    def _tokens_in(
+        self, domain: Domain, epoch: str, pairs: Sequence[tuple[Identifier, Held]]
+    ) -> tuple[str, ...]:
+        pins = pairs[0][1].pins
+        if all(held.pins is pins for _, held in pairs):
+            return self._desk(domain, epoch, pins).tokens(pairs)
+        return tuple(self._desk(domain, epoch, p[1].pins).tokens((p,))[0] for p in pairs)
+
+    def _desk(self, domain: Domain, epoch: str, pins: Mapping[str, str]) -> _Desk:
+        kid = self._pinned(domain.name, pins) if epoch == "rel" else ""
+        place = domain.name, domain.label, epoch, kid
         desk = self._desks.get(place)
         if desk is None:
-            key = self._keyring.token_key(domain.name, epoch)
+            key = self._pinned_key(kid) if kid else self._keyring.token_key(domain.name, epoch)
             desk = self._desks[place] = _Desk(domain, epoch, key)
-        return desk.tokens(pairs)
+        return desk
+
+    def _pinned(self, domain: str, pins: Mapping[str, str]) -> str:
+        """Name the key that a subject's tokens are made with: its own, also after a rotation."""
+        kid = pins.get(domain) or self._first_key(domain)
+        if kid is None:
+            # Nobody has had a token there yet: what is made now is the first.
+            self._keyring.token_key(domain, "rel")
+            self._first_keys.clear()
+            kid = self._first_key(domain)
+        return kid or ""
+
+    def _pinned_key(self, kid: str) -> Secret:
+        key = self._keyring.opening("token", kid)
+        if key is not None:
+            return key
+        if kid in {former.kid for former in self._keyring.entries() if former.state == "DESTROYED"}:
+            raise CapsuleError("key_destroyed")
+        raise KeyringError(
+            "The keyset lacks a token key that subjects are pinned to, or it is disabled.",
+            remedy="Restore the keyset that belongs to this vault, or enable the key.",
+        )
+
+    def _first_key(self, domain: str) -> str | None:
+        """Name the first key there ever was: it counts for who was here before there was any."""
+        if not self._first_keys:
+            for key in reversed(self._keyring.entries()):
+                if (key.use, key.epoch) == ("token", "rel"):
+                    self._first_keys[key.domain] = key.kid
+        return self._first_keys.get(domain)
 
     def _delivery_id(self, domain: Domain, event_id: str) -> str:
         key = self._keyring.delivery_key(domain.name)
@@ -544,9 +634,11 @@ class Identity:
             self._forget()
 
     def _forget(self) -> None:
-        self._desks: dict[tuple[str, str, str], _Desk] = {}
+        self._desks: dict[tuple[str, str, str, str], _Desk] = {}
+        self._first_keys: dict[str, str] = {}
         now = self._now()
         self._oldest, self._newest = now - _OLDEST, now + _NEWEST
+        self._late, self._ahead = now - LATE, now + SKEW
         self._locators: dict[Identifier, bytes] = {}
         self._tags: dict[tuple[str, Identifier], bytes] = {}
         self._generation = self._keyring.generation
@@ -572,11 +664,69 @@ class Identity:
             self._tags[purpose, subject] = known
         return known
 
+    # --- Upkeep ---------------------------------------------------------------------------------
+
+    def upkeep(self, *, rotate_after: timedelta = ROTATE_AFTER, keep: int = 1) -> Iterator[float]:
+        """Do what is due: rotate the wrap key each week, move rows, destroy keys, forget.
+
+        Does one bounded piece at each step; between two the vault answers others. May be left at
+        any step: the next call goes on.
+
+        Args:
+            rotate_after: Age at which the wrap key is replaced; zero replaces it now.
+            keep: How many former wrap keys stay, for backups: 1, or 0 after a compromise.
+
+        Yields:
+            How much of the table is done, from 0 to 1.
+
+        Raises:
+            VaultError: It cannot be written; call again later.
+            KeyringError: The keyset cannot be written; call again later.
+        """
+        _upkeep.rotate(self._vault, now=self._now(), after=rotate_after)
+        yield from _upkeep.rewrap(self._vault, keep=keep)
+        _upkeep.forget(self._vault)
+
+    def stats(self) -> Stats:
+        """Count what is in the vault. Reads the whole table once.
+
+        Raises:
+            VaultError: It cannot be asked.
+        """
+        return _upkeep.stats(self._vault)
+
+    def backup(self, path: Path) -> Iterator[float]:
+        """Copy the vault into a new file; arguments, steps and errors as `vault.upkeep.backup`."""
+        return _upkeep.backup(self._vault, path)
+
+    def restore(self, path: Path) -> Iterator[float]:
+        """Bring back what a backup has; arguments, steps and errors as `vault.upkeep.restore`."""
+        return _upkeep.restore(self._vault, path)
+
     def close(self) -> None:
         """Let go of the vault and forget what was remembered."""
         self._forget()
         self._keyring.depart()
         self._vault.close()
+
+
+def open_vault(
+    state: Path,
+    keyring: Keyring,
+    *,
+    vault_url: str | None = None,
+    journal_url: str | None = None,
+    cache_rows: int = CACHE_ROWS,
+    repair: Literal["", "restore", "journal"] = "",
+) -> Vault:
+    """Open the vault of a state folder. Arguments and errors as for `Identity.open` and `Vault`."""
+    return Vault(
+        vault_url or f"sqlite:///{(state / _VAULT).absolute()}",
+        keyring=keyring,
+        journal=journal_url or f"sqlite:///{(state / _TOMBSTONES).absolute()}",
+        cache_rows=cache_rows,
+        repair=repair,
+    )
 
 
 # --- For roles that resolve nothing ---------------------------------------------------------------

@@ -35,7 +35,7 @@ from telemetry.identity import pseudonym as _pseudonym
 from telemetry.identity.audit import AuditLog, Body
 from telemetry.identity.keyring import Secret
 from telemetry.identity.pseudonym import Profile, Tokenizer, canonicalize, check
-from telemetry.identity.vault import Tombstoned, Unreadable
+from telemetry.identity.vault import Held, Tombstoned, Unreadable
 from telemetry.policy import WaysBackRules
 
 __all__ = [
@@ -231,8 +231,7 @@ class Lookup:
     ) -> list[tuple[str, Tokenizer]]:
         """Give what may have made tokens of a subject: at most eight keys, newest first."""
         # A subject uses one key for good: its pin. Who has none was here before any other key.
-        pins: Mapping[str, str] = getattr(held, "pins", {})
-        pinned = pins.get(domain.name, "")
+        pinned = held.pins.get(domain.name, "") if isinstance(held, Held) else ""
         known = self._made.get((domain.name, source.kind, pinned))
         if known is not None:
             return known

@@ -184,7 +184,9 @@ def _commands() -> dict[str, set[str]]:
         letters,
         operate,
         policies,
+        roles,
         scrub,
+        vault,
     )
 
     return dict(_walk(get_command(app), ""))

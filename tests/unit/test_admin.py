@@ -44,7 +44,8 @@ class Runner:
     """What the admin side asks of a pipeline."""
 
     def __init__(self) -> None:
-        self.pseudonymizer = SimpleNamespace(holding="")
+        self.holding = ""
+        self.pseudonymizer = SimpleNamespace()
         self.actors: list[str] = []
         self.witnessed: list[tuple[str, str, dict[str, str], str]] = []
         self.intake = SimpleNamespace(invalid_identifiers=Counter(account=2))
@@ -73,7 +74,7 @@ class Runner:
         return Snapshot(
             now=NOW,
             books=BOOKS,
-            holding=self.pseudonymizer.holding,
+            holding=self.holding,
             forwarders={"heap": "running", "sentry": "braked"},
             policy="c0" * 32,
             accepted=True,
@@ -127,7 +128,7 @@ async def test_health_says_whether_it_lives_and_whether_it_works(
     assert json.loads((await get(admin, "/health/live"))[2]) == {"live": True}
     status, _, body = await get(admin, "/health/ready")
     assert (status, json.loads(body)) == (200, {"ready": True, "holding": ""})
-    runner.pseudonymizer.holding = "VaultError"
+    runner.holding = "VaultError"
     status, _, body = await get(admin, "/health/ready")
     assert (status, json.loads(body)) == (503, {"ready": False, "holding": "VaultError"})
     assert (await get(admin, "/health/live"))[0] == 200

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from scrubbers.detectors import Detectors
+from scrubbers.engine import scrub
 from telemetry.errors import ConfigError, PolicyError, SchemaError
 from telemetry.policy import Policy, PolicyRegister, load_policy, schemas_dir
+from telemetry.rules import Schemas
 from telemetry.schema import load_records
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
@@ -40,6 +43,7 @@ REFUSED = [
     ("recipients.toml", 'compensation = "', 'comment = "', "Correct it"),
     ("retention.toml", 'ceiling = "P12M"', 'ceiling = "P24M"', "P12M or less"),
     ("retention.toml", 'period = "P12M"', 'period = "P13M"', "P12M or less"),
+    ("retention.toml", 'held = "P12M"', 'held = "P2Y"', "P12M or less"),
     ("purposes.toml", 'retention = "12m"', 'retention = "13m"', "Use one of: 12m"),
     ("purposes.toml", '"error_event", ', '"analytics_event", ', "remove one"),
     ("events.toml", '{ type = "boolean" }', '{ typ = "boolean" }', "Correct it"),
@@ -50,6 +54,7 @@ REFUSED = [
     ("ways_back.toml", "keep_years = 3", "keep_years = 0", "Correct it"),
     ("ways_back.toml", "valid_hours = 24", "valid_hours = 169", "Correct it"),
     ("ways_back.toml", "enabled = false", "enabled = true", "[reason.NAME]"),
+    ("pseudonyms.toml", 'mode = "keep"', 'mode = "hash"', "Correct it"),
 ]
 
 
@@ -320,3 +325,21 @@ def test_a_register_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     path.write_text("no json\n", "utf-8")
     with pytest.raises(PolicyError, match="nobody knows what was revoked"):
         PolicyRegister(path)
+
+
+def test_a_policy_may_drop_trace_ids_but_not_of_what_is_nothing_without(
+    edited: Callable[[str, str, str], Path],
+) -> None:
+    folder = edited("policy/pseudonyms.toml", 'mode = "keep"', 'mode = "drop"') / "policy"
+    policy = load_policy(folder)
+    for mode, kept in ((load_policy(), True), (policy, False)):
+        schemas = Schemas(mode, Detectors.compile(mode.detector_table))
+        event = b'{"contexts": {"trace": {"trace_id": "%s"}}}' % (b"ab" * 16)
+        outcome = scrub(event, schemas.rules_for("error_event", event))
+        assert (b"ab" * 16 in outcome.event) is kept
+        assert (("contexts", "trace") in {r.path for r in outcome.remarks}) is not kept
+    kinds = (folder / "purposes.toml").read_text("utf-8").replace('"check_in"', '"log"')
+    (folder / "purposes.toml").write_text(kinds, "utf-8")
+    with pytest.raises(PolicyError, match="without which 'log' is nothing") as caught:
+        load_policy(folder)
+    assert caught.value.path == folder / "pseudonyms.toml"

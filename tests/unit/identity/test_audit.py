@@ -168,7 +168,11 @@ def test_a_key_that_does_not_sign_for_its_public_half_signs_nothing() -> None:
         Checkpoint(broken.name, 1, bytes(32)).sign(broken)
 
 
-@pytest.mark.parametrize("text", ["", "a", "a+b+c", str(KEYS[0])[:-4], f"x{KEYS[0]}"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "a", "a+b+c", str(KEYS[0])[:-4], f"x{KEYS[0]}"],
+    ids=["nothing", "word", "three words", "cut off", "other name"],
+)
 def test_what_is_no_public_key_is_refused(text: str) -> None:
     with pytest.raises(AuditError):
         VerifierKey.parse(text)

@@ -30,7 +30,7 @@ EXPOSING = {
     "telemetry/identity/__init__.py",
     "telemetry/identity/capsule.py",
     "telemetry/identity/keyring.py",
-    "telemetry/identity/vault.py",
+    "telemetry/identity/vault/__init__.py",
     "telemetry/identity/ways_back.py",
 }
 """Modules that may take the bytes out of a `Secret`. The spool opens its own payload key."""
