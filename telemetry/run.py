@@ -13,6 +13,7 @@ import importlib
 import importlib.metadata
 import inspect
 import os
+import resource
 import socket
 import time
 from collections import Counter
@@ -112,6 +113,7 @@ _KEY_ACTIONS: Final = {
     "scheduled": "key.schedule",
     "destroyed": "key.destroy",
 }
+SPOOL_FILE: Final = "spool.sqlite3"
 _LOOK_S: Final = 1.0
 _SHORT_FROM: Final = 7 / 8
 _SHORT_DISK_BYTES: Final = 64 * 1024 * 1024
@@ -136,6 +138,8 @@ class Storage:
     def __init__(self, broker: Broker, folder: Path | None = None) -> None:
         self.broker = broker
         self._folder = folder
+        embedded = folder is not None and isinstance(broker, Spool)
+        self._file = folder / SPOOL_FILE if folder is not None and embedded else None
         self._short = False
         self._looked_at = float("-inf")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="storage")
@@ -211,6 +215,9 @@ class Storage:
 
     def _append(self, group: list[Taken]) -> None:
         """Append what several requests brought: parcels, dead letters and counts together."""
+        if self._file is not None and not self._file.exists():
+            # SQLite would go on writing to what nobody finds at the next start.
+            raise BrokerError("The log's file was taken away.")
         counts: Counter[Entry] = Counter()
         parcels: list[Parcel] = []
         dead: list[Parcel] = []
@@ -270,7 +277,7 @@ def _open_spool(settings: Settings) -> Spool:
         settings.state_dir, environment=settings.environment, custody=open_custody(settings)
     )
     return Spool(
-        settings.state_dir / "spool.sqlite3",
+        settings.state_dir / SPOOL_FILE,
         key=key.expose(),
         quota_bytes=settings.broker.quota_mib * 1024 * 1024,
     )
@@ -361,6 +368,8 @@ class Runner:
                 remedy='Set broker.kind to "kafka"; or start all roles in one: telemetry run',
             )
         os.umask(0o077)
+        # A core dump holds keys, and events that nobody has scrubbed yet.
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.policy = policy = load_policy(policy_dir(settings.policy.path))
         forwards = part.forwards

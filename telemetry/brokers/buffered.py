@@ -41,7 +41,7 @@ class Buffered:
     fenced = False
 
     def __init__(self, log: Broker, spool: Broker, *, name: str = "") -> None:
-        self._log, self.spool = log, spool
+        self._log, self._spool = log, spool
         self._away = Event()
         self._closing = Event()
         if any(spool.pending().values()):
@@ -50,7 +50,12 @@ class Buffered:
         self._thread.start()
 
     def __repr__(self) -> str:
-        return f"Buffered({self._log!r}, {self.spool!r})"
+        return f"Buffered({self._log!r}, {self._spool!r})"
+
+    @property
+    def spool(self) -> Broker:
+        """This process's own log."""
+        return self._spool
 
     @property
     def busy_s(self) -> float:
@@ -82,7 +87,7 @@ class Buffered:
                 self._away.set()
             else:
                 return
-        self.spool.append(stream, parcels, counts, beside=beside)
+        self._spool.append(stream, parcels, counts, beside=beside)
 
     def poll(self, stream: str, group: str, max_events: int) -> Polled:
         """Give nothing: a gateway reads nothing back."""
@@ -104,7 +109,7 @@ class Buffered:
 
     def pending(self) -> dict[str, int]:
         """Give how many parcels wait here."""
-        return {stream: n for stream, n in self.spool.pending().items() if n}
+        return {stream: n for stream, n in self._spool.pending().items() if n}
 
     def tend(self) -> None:
         """Nothing to do: the relay has a thread of its own."""
@@ -114,7 +119,7 @@ class Buffered:
         self._closing.set()
         self._thread.join(30.0)
         self._log.close()
-        self.spool.close()
+        self._spool.close()
 
     # ------------------------------------------------------------------ the way back
 
@@ -128,7 +133,7 @@ class Buffered:
                     # Those who append look at this without a lock: what one of them puts into the
                     # spool after our look is found at the next round.
                     self._away.clear()
-                    if any(self.spool.pending().values()) or self._owed():
+                    if any(self._spool.pending().values()) or self._owed():
                         self._away.set()
             except BrokerError:
                 self._closing.wait(_RETRY_S)
@@ -139,11 +144,11 @@ class Buffered:
         Raises:
             BrokerError: The log does not take it; it still waits.
         """
-        dead = self.spool.poll(DEAD, _GROUP, _BATCH_EVENTS)
+        dead = self._spool.poll(DEAD, _GROUP, _BATCH_EVENTS)
         if dead.parcels:
             self._log.append(DEAD, dead.parcels, {})
-            self.spool.finish(dead, {}, {})
-        sealed = self.spool.poll(SEALED, _GROUP, _BATCH_EVENTS)
+            self._spool.finish(dead, {}, {})
+        sealed = self._spool.poll(SEALED, _GROUP, _BATCH_EVENTS)
         counts = self._owed()
         # What is sealed is counted with the parcels that go, so that the books agree all the time.
         later = counts[_SEALED] - len(sealed.parcels)
@@ -156,15 +161,15 @@ class Buffered:
         self._log.append(SEALED, sealed.parcels, counts)
         entered = {Entry(_RELAYED + e.stage, e.outcome, e.reason): n for e, n in counts.items()}
         if sealed.parcels:
-            self.spool.finish(sealed, {}, entered)
+            self._spool.finish(sealed, {}, entered)
         else:
-            self.spool.append(SEALED, [], entered)
+            self._spool.append(SEALED, [], entered)
         return True
 
     def _owed(self) -> Counter[Entry]:
         """Count what is in the spool's books and not in the log's."""
         owed: Counter[Entry] = Counter()
-        for entry, n in self.spool.books().items():
+        for entry, n in self._spool.books().items():
             if entry.stage.startswith(_RELAYED):
                 owed[Entry(entry.stage.removeprefix(_RELAYED), entry.outcome, entry.reason)] -= n
             else:
