@@ -444,6 +444,64 @@ async def test_what_is_no_http_is_answered_in_fixed_words_and_not_logged(
     assert "Traceback" not in said
 
 
+HIDDEN = b'{"event":"hidden"}'
+INNER = b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (
+    len(HIDDEN),
+    HIDDEN,
+)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Content-Length: %d\r\n",
+        b"Content-Length: %d\r\nTransfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding: chunked\r\nContent-Length: %d\r\n",
+        b"Content-Length: %d\r\nTransfer-Encoding: xchunked\r\n",
+        b"Content-Length: %d\r\nTransfer-Encoding: identity\r\n",
+        b"Content-Length: %d\r\nTransfer-Encoding : chunked\r\n",
+        b"Content-Length: %d\r\nTransfer-Encoding:\x0bchunked\r\n",
+        b"Content-Length: %d\r\nTransfer-Encoding: chunked, identity\r\n",
+        b"Content-Length: %d\r\n Transfer-Encoding: chunked\r\n",
+        b"Content-Length: +%d\r\n",
+        b"Content-Length: %d, 4\r\n",
+        b"Content-Length: 4\r\nContent-Length: %d\r\n",
+        b"Content-Length: 0x%d\r\n",
+        b"Content-Length: -%d\r\n",
+        b"Content_Length: 4\r\nContent-Length: %d\r\n",
+        b"Content-Length: %d\nTransfer-Encoding: chunked\r\n",
+    ],
+)
+async def test_no_request_hides_in_the_body_of_another(head: bytes) -> None:
+    # A proxy before us that reads the length otherwise would take the rest for the next client's.
+    body = b"0\r\n\r\n" + INNER
+    lengths = (len(body),) if b"%d" in head else ()
+    raw = b"POST /api/track HTTP/1.1\r\nHost: x\r\n" + head % lengths + b"\r\n" + body
+    async with running(limits=SLOW) as it:
+        reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
+        writer.write(raw)
+        said = b""
+        with suppress(ConnectionError, TimeoutError):
+            async with asyncio.timeout(0.5):
+                while more := await reader.read(65536):
+                    said += more
+        writer.close()
+        assert said[9:13] == b"400 "
+        assert b" 200 OK" not in said
+        assert not it.intake.items
+
+
+async def test_requests_in_a_row_are_answered_one_by_one_in_their_order() -> None:
+    async with running() as it:
+        reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
+        bad = b"POST /v1/nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+        writer.write(INNER + bad + INNER)
+        statuses = [(await asyncio.wait_for(read_reply(reader), 5)).status for _ in range(3)]
+        assert statuses == [200, 404, 200]
+        assert len(it.intake.items) == 2
+        writer.close()
+
+
 async def test_our_own_fault_is_a_fixed_500_and_a_line_without_values(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
