@@ -7,15 +7,17 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import aiohttp
 import pytest
 
 from telemetry import run
 from telemetry.brokers import SEALED, Entry
 from telemetry.brokers.spool import Spool
-from telemetry.config import GatewaySection, Settings
+from telemetry.config import GatewaySection, Project, RecipientSettings, Settings
 from telemetry.errors import ConfigError, SpoolFull
 from telemetry.policy import load_policy
 from telemetry.run import Runner, Storage, networks_of
+from telemetry.sinks.wire import may_reach
 from telemetry.testing.brokers import make_parcel
 
 ONE = Entry("edge", "sealed")
@@ -79,6 +81,52 @@ async def test_a_word_that_is_no_kind_stops_the_start(tmp_path: Path) -> None:
     try:
         with pytest.raises(ConfigError, match="analytics_evnet"):
             await runner.open()
+    finally:
+        await runner.close()
+
+
+async def test_a_pipeline_that_is_short_refuses_analytics_and_takes_errors(tmp_path: Path) -> None:
+    settings = Settings(state=str(tmp_path / "state"), bind="127.0.0.1:0", admin_bind="127.0.0.1:0")
+    runner = Runner(settings, lambda _line: None)
+    try:
+        await runner.open()
+        runner.storage._short, runner.storage._looked_at = True, float("inf")
+        host, port = runner.address
+        statuses = []
+        async with aiohttp.ClientSession() as client:
+            for event in ({"event": "page viewed"}, {"kind": "error_event", "message": "x"}):
+                url = f"http://{host}:{port}/v1/events"
+                async with client.post(url, json=event) as answer:
+                    statuses.append(answer.status)
+        assert statuses == [429, 200]
+        assert runner.seen["refusals", ("shed",)] == 1
+    finally:
+        await runner.close()
+
+
+@pytest.mark.parametrize(("environment", "everywhere"), [("development", True), ("staging", False)])
+async def test_only_in_development_a_recipient_may_be_anywhere(
+    tmp_path: Path, environment: str, everywhere: bool
+) -> None:
+    key = "5e17" * 8
+    settings = Settings(
+        environment=environment,
+        state=str(tmp_path / "state"),
+        bind="127.0.0.1:0",
+        admin_bind="127.0.0.1:0",
+        project={"1": Project(key=key, tenant="web")},
+        recipient={
+            "heap": RecipientSettings(url="https://heapanalytics.com", app_id="11"),
+            "sentry": RecipientSettings(dsn=f"https://{key}@o1.ingest.de.sentry.io/1"),
+        },
+    )
+    runner = Runner(settings, lambda _line: None)
+    try:
+        await runner.open()
+        for sink in runner.sinks.values():
+            networks = sink._wire._networks  # type: ignore[attr-defined]
+            assert may_reach("169.254.169.254", networks) is everywhere
+            assert may_reach("fd00::1", networks) is everywhere
     finally:
         await runner.close()
 
