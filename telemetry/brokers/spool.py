@@ -62,7 +62,7 @@ _CHECKPOINT_PAGES: Final = 512
 # Give pages back to the file system once this many are free and outnumber those in use.
 _SHRINK_PAGES: Final = 1024
 _SHRINK_EVERY_S: Final = 1.0
-# Parts of the quota that a stream may take (docs/decisions/0010-shares-of-the-log.md). What is
+# Parts of the quota that a stream may take (docs/decisions/0014-shares-of-the-log.md). What is
 # left, a quarter with two recipients, is the sealed log's alone: intake stops for nobody else.
 _SHARES: Final = {DEAD: 1 / 8, HELD: 1 / 8}
 _CLEAN_SHARE: Final = 1 / 4
