@@ -11,7 +11,7 @@ PYTHON ?=
 WORKERS ?= 2
 SHORT ?=
 
-.PHONY: help setup run test check bench score fuzz lint types docs generate lock dist clean
+.PHONY: help setup run test proof check bench score fuzz lint types docs generate lock dist clean
 
 help:
 	@printf '%s\n' \
@@ -20,6 +20,7 @@ help:
 	  'make check   lint, types, snippets in the papers, generated files' \
 	  'make bench   speed as ratios taken in one run (build/bench.json); SHORT=1: a quick gate' \
 	  'make score   recall and over-scrubbing of the detectors on our own corpus, against its bars' \
+  'make proof   5,000 changes to the tables, each of which some check must notice; hostile inputs' \
   'make fuzz    inputs made to break promises; SECONDS=600 for each target, TARGETS="text url"' \
   'make setup   prepare .venv only' \
 	  'make lock    resolve requirements.lock again (needs uv)' \
@@ -53,7 +54,11 @@ run: $(READY)
 	@$(BIN)/telemetry demo
 
 test: $(READY)
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --ignore tests/docs
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --ignore tests/docs --ignore tests/mutation --ignore tests/integration/test_hostile.py
+
+# What takes minutes and proves that the tests themselves can be believed.
+proof: $(READY)
+	@$(BIN)/python -m pytest -q -n $(WORKERS) tests/mutation tests/integration/test_hostile.py
 
 check: lint types docs generate
 
