@@ -31,6 +31,7 @@ __all__ = [
 _Bind = Annotated[str, msgspec.Meta(pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}$")]
 
 
+_Kind = Annotated[str, msgspec.Meta(pattern=r"^[a-z_]{1,40}$")]
 _Prefix = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 
@@ -51,12 +52,16 @@ class GatewaySection(_Section, frozen=True):
         trusted_proxies: How many proxies before us append to ``X-Forwarded-For``; 0: none, the
             socket's peer is the client.
         events_per_minute: Most events of one key in a minute; more are answered 429.
+        yields: Kinds that are refused first when the log's room gets short.
         on_broker_loss: What a gateway by itself does while Kafka is away: ``spool`` keeps events,
             encrypted, on its own disk and brings them to Kafka later; ``reject`` answers 503.
     """
 
     trusted_proxies: Annotated[int, msgspec.Meta(ge=0, le=8)] = 0
     events_per_minute: Annotated[int, msgspec.Meta(ge=1)] = 600_000
+    yields: list[_Kind] = msgspec.field(
+        default_factory=lambda: ["analytics_event", "user_properties"]
+    )
     on_broker_loss: Literal["spool", "reject"] = "spool"
 
 
@@ -167,10 +172,12 @@ class Project(_Section, frozen=True):
     Attributes:
         key: Public key of its DSN.
         tenant: Name under which its events are kept apart.
+        events_per_minute: Most events of it in a minute; 0: as the gateway says.
     """
 
     key: str
     tenant: str
+    events_per_minute: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class RecipientSettings(_Section, frozen=True):

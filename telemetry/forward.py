@@ -30,6 +30,8 @@ __all__ = ["Forwarder", "Rate"]
 _log: Any = structlog.get_logger(__name__)
 
 _PAUSE_LOOK_S: Final = 0.2
+# How long a pause lets what is being sent end by itself. `send` may be dozens of requests.
+_PAUSE_GRACE_S: Final = 2.0
 _LOOK_AHEAD_S: Final = 1.0
 _SEARCH_WAIT_S: Final = 5.0
 # After so many failures in a row a single parcel is tried instead of the whole request; and a
@@ -141,7 +143,8 @@ class Forwarder:
         brake: Stops this rather than have it park nearly everything.
 
     Attributes:
-        paused: Set it to stop sending. Takes effect before the next request; loses nothing.
+        paused: Set it to stop sending. What is being sent may end within two seconds; then it is
+            broken off, and sent again under the same ids when the pause is over. Loses nothing.
     """
 
     def __init__(  # noqa: PLR0913 - all but three by keyword
@@ -465,15 +468,32 @@ class Forwarder:
             task.attempts += 1
             self._first_try.setdefault(task.parcel.event_id, self._monotonic())
         try:
-            outcomes = await self.sink.send([task.delivery for task in tasks])
+            outcomes = await self._deliver([task.delivery for task in tasks])
         except Exception as error:  # noqa: BLE001 - the edge of the loop; a sink must not raise
             _log.error("sink_failed", recipient=self.recipient, error=type(error).__name__)
             outcomes = [Retry()] * len(tasks)
+        if outcomes is None:
+            self._charge(tasks)  # the recipient may have counted them
+            return []
         if len(outcomes) != len(tasks):
             _log.error("sink_failed", recipient=self.recipient, error="outcomes")
             outcomes = [Retry()] * len(tasks)
         self._charge(tasks)
         return self._note(tasks, outcomes)
+
+    async def _deliver(self, deliveries: Sequence[Delivery]) -> Sequence[Outcome] | None:
+        """Let the sink send; None if a pause broke it off, so that nobody knows what arrived."""
+        sending = asyncio.ensure_future(self.sink.send(deliveries))
+        left_s = _PAUSE_GRACE_S
+        try:
+            while not sending.done() and left_s > 0:
+                await asyncio.wait({sending}, timeout=_PAUSE_LOOK_S)
+                left_s = left_s - _PAUSE_LOOK_S if self.paused else _PAUSE_GRACE_S
+            return sending.result() if sending.done() else None
+        finally:
+            if not sending.done():
+                sending.cancel()
+                await asyncio.wait({sending})
 
     def _charge(self, tasks: Sequence[_Task]) -> None:
         # After the answer: the recipient has counted at the latest now, so its window ends first.

@@ -36,10 +36,15 @@ status
 408    Head not complete within 10 s, or body within 30 s
 413    Body over 10 MiB or 100:1; over 1000 events
 415    Content type or encoding we do not know
-429    Quota of the key used up, or the log full; with ``Retry-After``. Nothing was taken
+429    Quota of the key used up, the log full, or room so short that only errors are taken; with
+       ``Retry-After``. Nothing was taken
 500    Our fault. Nothing was taken
 503    The log cannot be reached, or too much is under way; with ``Retry-After``. Nothing was taken
 ====== =========================================================================================
+
+Room is of two sorts, memory and log. When one gets short, analytics are refused first, so that
+errors still find some: of the memory a part is only for Sentry's dialect; of the log, requests that
+hold nothing but kinds that yield are refused.
 
 aiohttp serves as parser and connection keeper only. Its error pages and log lines quote header
 lines and addresses, so neither exists here; bodies are read and decompressed by this module, with
@@ -54,12 +59,13 @@ import hashlib
 import logging
 import math
 import re
+import resource
 import ssl
 import threading
 import time
 from collections.abc import Awaitable, Callable, Container, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import ip_address
 from pathlib import Path
@@ -98,6 +104,15 @@ _RETRY_AFTER_S: Final = 5
 _FULL_RETRY_AFTER_S: Final = 60
 
 
+_FILES_OF_OTHERS: Final = 256
+
+
+def _files() -> int:
+    """Give how many files this process may have open."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 65_536 if most == resource.RLIM_INFINITY else max(most, 2 * _FILES_OF_OTHERS)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """How long and how much.
@@ -106,7 +121,12 @@ class Limits:
         head_s: Until a request's head is complete. body_s: Until its body is.
         body_bytes: Most bytes of a body as it comes.
         forgotten_bytes: Most bytes of a body that is only counted; Sentry's own limit.
-        held_bytes: Most bytes of all bodies under way; beyond, requests are answered 503.
+        held_bytes: Most bytes that all requests under way may hold, from a body's first byte until
+            what was made of it is durable; beyond, requests are answered 503.
+        yielding_bytes: Most of them that other dialects than Sentry's find; beyond, 429.
+        connections: Most connections; beyond, those on which nothing is under way are closed. By
+            default what the system's limit of open files leaves, so that log and recipients can
+            still open theirs.
         stop_s: How long `Gateway.stop` waits for requests under way.
     """
 
@@ -115,6 +135,8 @@ class Limits:
     body_bytes: int = BODY_BYTES
     forgotten_bytes: int = 200 * 1024 * 1024
     held_bytes: int = 256 * 1024 * 1024
+    yielding_bytes: int = 192 * 1024 * 1024
+    connections: int = field(default_factory=lambda: _files() - _FILES_OF_OTHERS)
     stop_s: float = 10.0
 
 
@@ -144,6 +166,11 @@ class Projects:
     def __len__(self) -> int:
         return len(self._by_id)
 
+    def quotas(self) -> dict[str, int]:
+        """Give the events per minute of each project that has a figure of its own."""
+        known = self._by_id.items()
+        return {name: p.events_per_minute for name, p in known if p.events_per_minute}
+
     def find(self, key: str, project: str = "") -> _Sender:
         """Find who has this key; and this project id, if one is given.
 
@@ -170,8 +197,8 @@ def _digest(key: str) -> bytes:
 class _Quota:
     """A token bucket for each project: as many events as a minute allows, refilled steadily."""
 
-    def __init__(self, events_per_minute: int) -> None:
-        self._most, self._per_s = float(events_per_minute), events_per_minute / 60
+    def __init__(self, events_per_minute: int, own: Mapping[str, int]) -> None:
+        self._default, self._own = events_per_minute, own
         self._left: dict[str, tuple[float, float]] = {}
         self._lock = threading.Lock()
 
@@ -182,14 +209,16 @@ class _Quota:
             Refusal: ``over_quota``.
         """
         now = time.monotonic()
+        most = float(self._own.get(name, self._default))
+        per_s = most / 60
         with self._lock:
-            left, since = self._left.get(name, (self._most, now))
-            left = min(self._most, left + (now - since) * self._per_s)
+            left, since = self._left.get(name, (most, now))
+            left = min(most, left + (now - since) * per_s)
             # A request larger than the whole quota passes once the bucket is full.
-            need = min(float(count), self._most)
+            need = min(float(count), most)
             if need > left:
                 self._left[name] = (left, now)
-                wait_s = max(1, math.ceil((need - left) / self._per_s))
+                wait_s = max(1, math.ceil((need - left) / per_s))
                 raise Refusal("over_quota", retry_after_s=wait_s)
             self._left[name] = (left - need, now)
 
@@ -295,6 +324,7 @@ class _Asked(NamedTuple):
     sender: _Sender | None
     credentials: sentry.Credentials | None
     connection: Connection
+    short: bool
 
 
 class _Answer(NamedTuple):
@@ -322,7 +352,9 @@ class Gateway:
         limits: How long and how much.
         trusted_proxies: How many proxies before us append to ``X-Forwarded-For``. 0: the socket's
             peer is the client, whatever that header says.
-        events_per_minute: Most events of one project.
+        events_per_minute: Most events of a project that has no figure of its own.
+        yields: Kinds that are refused first when the log's room gets short.
+        short: Whether it is; asked on the event loop.
         ready: Whether events can be taken now, for ``/health/ready``.
         count: Metric hook.
     """
@@ -338,6 +370,8 @@ class Gateway:
         limits: Limits = Limits(),
         trusted_proxies: int = 0,
         events_per_minute: int = 600_000,
+        yields: Container[str] = (),
+        short: Callable[[], bool] = lambda: False,
         ready: Callable[[], bool] = lambda: True,
         count: Count = _uncounted,
     ) -> None:
@@ -350,7 +384,8 @@ class Gateway:
         self._intake, self._store = intake, store
         self._projects, self._kinds = projects, kinds
         self._limits, self._trusted_proxies = limits, trusted_proxies
-        self._quota = _Quota(events_per_minute)
+        self._quota = _Quota(events_per_minute, projects.quotas())
+        self._yields, self._short = yields, short
         self._ready, self._count = ready, count
         self._held = 0
         self._under_way = 0
@@ -402,7 +437,7 @@ class Gateway:
         if self._server is None:
             _quiet_aiohttp()
             self._thread = ThreadPoolExecutor(1, "gateway")
-            self._server = _Server(self._handle, self._refuse, self._limits.head_s)
+            self._server = _Server(self._handle, self._refuse, self._limits)
         return self._server
 
     async def stop(self) -> None:
@@ -469,15 +504,29 @@ class Gateway:
         asked = self._asked(request, route, query)
         if route.call in _COUNTED:
             return await self._count_and_forget(request, asked)
-        body = await self._body(request)
+        body = await self._body(request, self._room_of(route))
+        held = len(body)
         try:
             answer = await self._process(asked, body)
+            del body
+            weighs = _weight(answer.taken)
+            self._held += weighs - held
+            held = weighs
+            await self._keep(answer.taken)
         finally:
-            self._held -= len(body)
-        await self._keep(answer.taken)
+            self._held -= held
         for reason, category, quantity in answer.discarded:
             self._count("client_discarded", (reason, category), quantity)
         return web.Response(body=answer.body, headers=_HEADERS)
+
+    def _room_of(self, route: _Route) -> int:
+        most, yielding = self._limits.held_bytes, self._limits.yielding_bytes
+        return most if route.dialect == "sentry" else min(most, yielding)
+
+    def _no_room(self) -> Refusal:
+        """Say that there is no memory: for nobody, or for errors only."""
+        code = "busy" if self._held >= self._limits.held_bytes else "shed"
+        return Refusal(code, retry_after_s=_RETRY_AFTER_S)
 
     async def _keep(self, taken: Taken) -> None:
         """Return when it is durable."""
@@ -543,6 +592,7 @@ class Gateway:
             sender,
             found,
             self._connection(request),
+            self._short(),
         )
 
     def _connection(self, request: web.BaseRequest) -> Connection:
@@ -574,24 +624,28 @@ class Gateway:
             ]
         return Connection(address, known)
 
-    async def _body(self, request: web.BaseRequest) -> bytes:
+    async def _body(self, request: web.BaseRequest, room: int) -> bytes:
         """Read the body as it comes; `_held` counts it until its request is answered.
 
+        Args:
+            request: Whose body.
+            room: How much all requests together may hold if this one is to be read.
+
         Raises:
-            Refusal: ``too_large``, ``too_slow``, ``busy``, ``empty_body``.
+            Refusal: ``too_large``, ``too_slow``, ``busy``, ``shed``, ``empty_body``.
             RequestPayloadError: Its chunks or its length are no HTTP.
         """
         content, most = request.content, self._limits.body_bytes
         if (request.content_length or 0) > most:
             raise Refusal("too_large")
-        if self._held >= self._limits.held_bytes:
-            raise Refusal("busy", retry_after_s=_RETRY_AFTER_S)
+        if self._held >= room:
+            raise self._no_room()
         if content.is_eof():
             # The common case: head and body came together.
             body = content.read_nowait(-1)
         else:
             self._continue(request)
-            body = await self._slow_body(content, most)
+            body = await self._slow_body(content, most, room)
         if not body:
             raise Refusal("empty_body")
         if len(body) > most:
@@ -599,7 +653,7 @@ class Gateway:
         self._held += len(body)
         return body
 
-    async def _slow_body(self, content: Any, most: int) -> bytes:
+    async def _slow_body(self, content: Any, most: int, room: int) -> bytes:
         pieces: list[bytes] = []
         total = 0
         try:
@@ -610,8 +664,8 @@ class Gateway:
                     self._held += len(piece)
                     if total > most:
                         raise Refusal("too_large")
-                    if self._held > self._limits.held_bytes:
-                        raise Refusal("busy", retry_after_s=_RETRY_AFTER_S)
+                    if self._held > room:
+                        raise self._no_room()
         except TimeoutError:
             raise Refusal("too_slow") from None
         finally:
@@ -659,8 +713,21 @@ class Gateway:
         return _Answer(taken, _sentry_answer(envelope, taken), tuple(envelope.discarded))
 
     def _take(self, items: list[Item], sender: _Sender, asked: _Asked) -> Taken:
+        if asked.short and items and all(item.kind in self._yields for item in items):
+            raise Refusal("shed", retry_after_s=_FULL_RETRY_AFTER_S)
         self._quota.take(sender.quota, len(items))
         return self._intake.take(items, tenant=sender.tenant, connection=asked.connection)
+
+
+_PARCEL_BYTES: Final = 1024
+"""About what a parcel takes besides its bytes."""
+
+
+def _weight(taken: Taken) -> int:
+    """Say how much memory waits for the log."""
+    parcels = (*taken.parcels, *taken.dead)
+    own = sum(len(p.body) + len(p.capsule) + len(p.remarks) for p in parcels)
+    return own + _PARCEL_BYTES * len(parcels)
 
 
 _HOPS: Final = 16
@@ -729,7 +796,7 @@ def _refusal_response(refusal: Refusal) -> web.Response:
     headers["X-Sentry-Error"] = refusal.detail
     body = msgspec.json.encode({"detail": refusal.detail, "causes": []})
     response = web.Response(status=refusal.status, body=body, headers=headers)
-    if refusal.code in ("too_large", "too_slow", "not_http", "busy"):
+    if refusal.code in ("too_large", "too_slow", "not_http", "busy", "shed"):
         # The rest of the body is not waited for.
         response.force_close()
     return response
@@ -744,12 +811,13 @@ class _Protocol(web.RequestHandler):
 
     def __init__(
         self,
-        manager: web.Server,
+        manager: _Server,
         refuse: Callable[[Refusal], web.Response],
         head_s: float,
         **options: Any,
     ) -> None:
         super().__init__(manager, **options)
+        self._server, self._kept = manager, False
         self._refuse, self._head_s = refuse, head_s
         self._head_timer: asyncio.TimerHandle | None = None
 
@@ -760,7 +828,11 @@ class _Protocol(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._start_head_timer()
+        self._kept = self._server.admit()
+        if self._kept:
+            self._start_head_timer()
+        else:
+            self._abort()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -771,7 +843,21 @@ class _Protocol(web.RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_head_timer()
+        self._leave()
         super().connection_lost(exc)
+
+    def give_up(self) -> None:
+        """Close at once, and count no more."""
+        self._leave()
+        self._abort()
+
+    def _leave(self) -> None:
+        self._server.kept -= self._kept
+        self._kept = False
+
+    def _abort(self) -> None:
+        if isinstance(self.transport, asyncio.Transport):
+            self.transport.abort()
 
     def _start_head_timer(self) -> None:
         loop = asyncio.get_running_loop()
@@ -844,16 +930,17 @@ class _Server(web.Server):
         self,
         handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
         refuse: Callable[[Refusal], web.Response],
-        head_s: float,
+        limits: Limits,
     ) -> None:
         super().__init__(handler)
-        self._refuse, self._head_s = refuse, head_s
+        self._refuse, self._limits = refuse, limits
+        self.kept = 0
 
     def __call__(self) -> web.RequestHandler:
         return _Protocol(
             self,
             self._refuse,
-            self._head_s,
+            self._limits.head_s,
             loop=self._loop,
             access_log=None,
             auto_decompress=False,
@@ -863,6 +950,17 @@ class _Server(web.Server):
             max_field_size=_LINE_BYTES,
             read_bufsize=_CHUNK_BYTES,
         )
+
+    def admit(self) -> bool:
+        """Tell whether one more connection may stay; whoever asks nothing makes room for it."""
+        most = self._limits.connections
+        if self.kept >= most:
+            for connection in self.connections:
+                if isinstance(connection, _Protocol) and connection.idle:
+                    connection.give_up()
+        admitted = self.kept < most
+        self.kept += admitted
+        return admitted
 
     def close_idle(self) -> None:
         """Close the connections on which no request is under way."""

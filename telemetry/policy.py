@@ -112,7 +112,8 @@ class Recipient(_Table, frozen=True):
         retention: How long it really keeps.
         kept: The same for kinds that it keeps otherwise; ``unknown`` if it does not say.
         erasure: ``api``, or ``compensated`` with the control that takes its place.
-        hosts: The only hosts that may be contacted for it.
+        hosts: The only hosts that may be contacted for it. A network (``10.20.0.0/16``) among them
+            lets them be there; else they must be on the public Internet.
         rates: Its documented limits.
     """
 

@@ -13,6 +13,7 @@ import importlib
 import importlib.metadata
 import inspect
 import os
+import resource
 import socket
 import time
 from collections import Counter
@@ -30,6 +31,7 @@ from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
@@ -71,7 +73,14 @@ from telemetry.identity.audit import AUDIT_FILE, AuditLog, Body, Signer, about_k
 from telemetry.intake import Intake, Taken
 from telemetry.parcel import Parcel
 from telemetry.pipeline import Pseudonymizer, Terms
-from telemetry.policy import Policy, PolicyRegister, Recipient, load_policy, policy_dir
+from telemetry.policy import (
+    Policy,
+    PolicyRegister,
+    Recipient,
+    load_policy,
+    policy_dir,
+    schemas_dir,
+)
 from telemetry.redrive import Redrive
 from telemetry.retention import Period, moment_before
 from telemetry.rules import Schemas
@@ -79,7 +88,16 @@ from telemetry.sinks import Sink
 from telemetry.status import Snapshot
 from telemetry.upkeep import Upkeep
 
-__all__ = ["Part", "Runner", "Storage", "check_host", "keeps", "open_broker", "open_custody"]
+__all__ = [
+    "Part",
+    "Runner",
+    "Storage",
+    "check_host",
+    "keeps",
+    "networks_of",
+    "open_broker",
+    "open_custody",
+]
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.run")
 _T = TypeVar("_T")
@@ -95,6 +113,11 @@ _KEY_ACTIONS: Final = {
     "scheduled": "key.schedule",
     "destroyed": "key.destroy",
 }
+SPOOL_FILE: Final = "spool.sqlite3"
+_LOOK_S: Final = 1.0
+_SHORT_FROM: Final = 7 / 8
+_SHORT_DISK_BYTES: Final = 64 * 1024 * 1024
+"""When the rest of the log's room is kept for errors: an eighth of its quota, or so much disk."""
 _SWEEP_S: Final = 600.0
 """How often the log is searched for dead and held parcels whose time is up."""
 _GIVE_UP_S: Final = 72 * 3600.0
@@ -106,10 +129,19 @@ class Storage:
 
     Requests wait for durability together: whatever has queued while a commit was running goes into
     the next one. No timer is involved, so one request alone waits for one commit only.
+
+    Args:
+        broker: The log.
+        folder: Where the embedded one is: the room on its disk is looked at.
     """
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, folder: Path | None = None) -> None:
         self.broker = broker
+        self._folder = folder
+        embedded = folder is not None and isinstance(broker, Spool)
+        self._file = folder / SPOOL_FILE if folder is not None and embedded else None
+        self._short = False
+        self._looked_at = float("-inf")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="storage")
         self.stored: Counter[Entry] = Counter()
         """What was appended by this process since it started."""
@@ -133,6 +165,24 @@ class Storage:
         if self._committing is None:
             self._committing = asyncio.create_task(self._commit())
         await done
+
+    def short(self) -> bool:
+        """Tell whether the log's room is short, as of a second ago if this is asked often."""
+        now = time.monotonic()
+        if now - self._looked_at >= _LOOK_S:
+            self._looked_at = now
+            asyncio.get_running_loop().run_in_executor(self._thread, self._look)
+        return self._short
+
+    def _look(self) -> None:
+        shelf = self.broker.spool if isinstance(self.broker, Buffered) else self.broker
+        if self._folder is None or not isinstance(shelf, Shelf):
+            return  # Kafka's room is Kafka's matter
+        with suppress(BrokerError, OSError):
+            used, most = shelf.room()[""]
+            disk = os.statvfs(self._folder)
+            free = disk.f_bavail * disk.f_frsize
+            self._short = used > _SHORT_FROM * most or free < _SHORT_DISK_BYTES
 
     async def _commit(self) -> None:
         try:
@@ -165,6 +215,9 @@ class Storage:
 
     def _append(self, group: list[Taken]) -> None:
         """Append what several requests brought: parcels, dead letters and counts together."""
+        if self._file is not None and not self._file.exists():
+            # SQLite would go on writing to what nobody finds at the next start.
+            raise BrokerError("The log's file was taken away.")
         counts: Counter[Entry] = Counter()
         parcels: list[Parcel] = []
         dead: list[Parcel] = []
@@ -224,7 +277,7 @@ def _open_spool(settings: Settings) -> Spool:
         settings.state_dir, environment=settings.environment, custody=open_custody(settings)
     )
     return Spool(
-        settings.state_dir / "spool.sqlite3",
+        settings.state_dir / SPOOL_FILE,
         key=key.expose(),
         quota_bytes=settings.broker.quota_mib * 1024 * 1024,
     )
@@ -315,6 +368,8 @@ class Runner:
                 remedy='Set broker.kind to "kafka"; or start all roles in one: telemetry run',
             )
         os.umask(0o077)
+        # A core dump holds keys, and events that nobody has scrubbed yet.
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.policy = policy = load_policy(policy_dir(settings.policy.path))
         forwards = part.forwards
@@ -338,7 +393,7 @@ class Runner:
         elif initialise(state, environment=settings.environment, custody=custody):
             self._say(f"Keys: made. {custody.advice}")
         # First of all that is shared: whoever does not own the log changes nothing beside it.
-        self.storage = Storage(self._open_log())
+        self.storage = Storage(self._open_log(), state)
         self._open.callback(self.storage.close)
         self._open_audit(state)
         self.register = register = PolicyRegister(state / "policies.ndjson")
@@ -508,6 +563,12 @@ class Runner:
                 "no client may send: no [project.NAME] is configured.",
                 remedy="Give each application a [project.NAME] with key and tenant.",
             )
+        for kind in settings.gateway.yields:
+            if not (schemas_dir() / f"{kind}.avsc").is_file():
+                raise ConfigError(
+                    f"gateway.yields names {kind!r}, which is no kind.",
+                    remedy="Kinds are the names of the records in schemas/.",
+                )
         projects = Projects(settings.project, open_to_all=settings.trial and not settings.project)
         if projects.open_to_all:
             self._say("Clients: any key is accepted (no [project.…] is configured).")
@@ -519,6 +580,8 @@ class Runner:
             environment=settings.environment,
             trusted_proxies=settings.gateway.trusted_proxies,
             events_per_minute=settings.gateway.events_per_minute,
+            yields=frozenset(settings.gateway.yields),
+            short=self.storage.short,
             limits=Limits(stop_s=_DRAIN_S),
             ready=lambda: not self.holding,
             count=self._count,
@@ -566,7 +629,8 @@ class Runner:
             )
         if not self.settings.trial:
             check_host(name, recipient.hosts, given)
-        sink = sink_class(**given)
+        where = {"networks": networks_of(recipient, trial=self.settings.trial)}
+        sink = sink_class(**given, **{key: where[key] for key in where if key in takes})
         self._open.push_async_callback(sink.close)
         return sink
 
@@ -896,6 +960,20 @@ def rates_of(recipient: Recipient) -> list[Rate]:
         Rate(events=r.events, period_s=r.period_s, each=r.each, kinds=frozenset(r.kinds))
         for r in recipient.rates
     ]
+
+
+def networks_of(recipient: Recipient, *, trial: bool) -> list[str]:
+    """Give the networks in which a recipient may be besides the public Internet.
+
+    Those that the policy has among its hosts; in development all.
+    """
+    if trial:
+        return ["0.0.0.0/0", "::/0"]
+    networks = []
+    for host in recipient.hosts:
+        with suppress(ValueError):
+            networks.append(str(ip_network(host)))
+    return networks
 
 
 def check_host(name: str, hosts: Sequence[str], given: Mapping[str, str]) -> None:

@@ -457,9 +457,20 @@ class Handover:
         delay_s = wait_s or random.uniform(0.02, min(longest, first * 2**attempt))  # noqa: S311
         until = time.monotonic() + delay_s
         while (left := until - time.monotonic()) > 0 and not self._closed:
+            if wait_s and self._precious and self._requests[0].lane == "events":
+                self._let_errors_pass()
+                continue
             time.sleep(min(left, 0.05))
             if self._hurried and not wait_s:
                 return
+
+    def _let_errors_pass(self) -> None:
+        """Send an error before analytics that must wait: a gateway short of room still takes it."""
+        waiting = len(self._requests)
+        self._collect()
+        if len(self._requests) > waiting:
+            self._requests.rotate()
+            self._deliver()
 
     def _post(self, request: _Request) -> tuple[int, float]:
         """Send one request; give its status and how long to wait, or (0, 0.0) without an answer."""

@@ -53,6 +53,11 @@ class Buffered:
         return f"Buffered({self._log!r}, {self._spool!r})"
 
     @property
+    def spool(self) -> Broker:
+        """This process's own log."""
+        return self._spool
+
+    @property
     def busy_s(self) -> float:
         """As `KafkaBroker.busy_s`; the relay's own calls do not count: nobody waits for them."""
         return 0.0

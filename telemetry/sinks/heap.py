@@ -68,6 +68,7 @@ class HeapSink(Sink):
         connect_s: Longest time for a connection to stand, seconds.
         total_s: Longest time for a whole request, seconds.
         plaintext: Allow ``http`` to another machine.
+        networks: Where it may be besides the public Internet, as ``10.20.0.0/16``.
 
     Raises:
         ConfigError: The address is no URL, or `app_id` is empty.
@@ -80,7 +81,7 @@ class HeapSink(Sink):
     max_deliveries = 500
     stand_in = "telemetry.testing.heap:HeapStandIn"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keywords only
         self,
         *,
         url: str,
@@ -91,13 +92,14 @@ class HeapSink(Sink):
         connect_s: float = 5.0,
         total_s: float = 30.0,
         plaintext: bool = False,
+        networks: Collection[str] = (),
     ) -> None:
         if not app_id:
             raise ConfigError("Heap needs an app_id.", remedy="Name the environment's id.")
         self._url = base_url(url, plaintext=plaintext)
         self._deletion = base_url(deletion_url or url, plaintext=plaintext) + "/api/public/v0"
         self._app_id, self._api_key = app_id, api_key
-        self._wire = Wire(session=session, connect_s=connect_s, total_s=total_s)
+        self._wire = Wire(session=session, networks=networks, connect_s=connect_s, total_s=total_s)
 
     def shape(self, event: Scrubbed, shaping: Shaping) -> bytes:
         """Make one element of a bulk request.

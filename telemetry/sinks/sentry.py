@@ -205,6 +205,7 @@ class SentrySink(Sink):
         connect_s: Longest time for a connection to stand, seconds.
         total_s: Longest time for a whole request, seconds.
         plaintext: Allow ``http`` to another machine.
+        networks: Where it may be besides the public Internet, as ``10.20.0.0/16``.
         monotonic: Clock of the remembered rate limits, seconds.
         wall: Clock of ``sent_at``, aware UTC.
 
@@ -219,7 +220,7 @@ class SentrySink(Sink):
     stand_in = "telemetry.testing.sentry:SentryStandIn"
     remarks_at = (("_meta",), ("contexts", "privacy"))
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keywords only
         self,
         *,
         dsn: str,
@@ -228,12 +229,13 @@ class SentrySink(Sink):
         connect_s: float = 5.0,
         total_s: float = 30.0,
         plaintext: bool = False,
+        networks: Collection[str] = (),
         monotonic: Callable[[], float] = time.monotonic,
         wall: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._dsn = parse_dsn(dsn, plaintext=plaintext)
         self._encoding, self._monotonic, self._wall = encoding, monotonic, wall
-        self._wire = Wire(session=session, connect_s=connect_s, total_s=total_s)
+        self._wire = Wire(session=session, networks=networks, connect_s=connect_s, total_s=total_s)
         self._limited_until: dict[str, float] = {}
 
     def shape(self, event: Scrubbed, shaping: Shaping) -> bytes:

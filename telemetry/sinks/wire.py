@@ -3,23 +3,29 @@
 Everything that a server can do to a client is bounded here, once for all sinks: a deadline for the
 whole call, no redirects (they would carry events to a host that no policy names), no cookies, no
 proxy from the environment, no decompression of answers, and at most 64 KiB of an answer are read.
+
+So is where it goes: a name may lead to this machine or into our own network, by mistake or because
+somebody changes it between two look-ups (DNS rebinding). Each socket is therefore checked against
+the very address it is about to connect to; TLS is still bound to the name.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import socket
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from importlib.metadata import PackageNotFoundError, version
-from ipaddress import ip_address
-from typing import Final
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 
+from scrubbers.address import embedded_v4
 from telemetry.errors import ConfigError
 from telemetry.sinks import Delivered, Outcome, Refused, Retry
 
@@ -29,6 +35,7 @@ __all__ = [
     "Answer",
     "Wire",
     "base_url",
+    "may_reach",
     "outcome_of",
     "retry_after_s",
 ]
@@ -57,19 +64,73 @@ class Answer:
         status: HTTP status; 0 if there was no complete answer head (refused, reset, deadline).
         headers: Answer headers with lower-case names; the last of equal names.
         body: The first `ANSWER_BYTES` bytes, as they came.
+        forbidden: Nothing was sent, because the name leads where nothing may go.
     """
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     body: bytes = field(default=b"", repr=False)
+    forbidden: bool = field(default=False, repr=False)
+
+
+_Network = IPv4Network | IPv6Network
+_LOOPBACK: Final = (ip_network("127.0.0.0/8"), ip_network("::1"))
+
+
+def may_reach(address: str, networks: Iterable[_Network] = ()) -> bool:
+    """Tell whether a recipient may be at an address: on the public Internet, or where we say.
+
+    Args:
+        address: IPv4 or IPv6, also with a zone. One that embeds an IPv4 address counts as that.
+        networks: Further places. Without any, loopback, private, link-local, shared, documentation,
+            multicast and reserved addresses are none.
+
+    Source:
+        The registries that `ipaddress` follows: IANA, special-purpose addresses; RFC 6890.
+
+    >>> may_reach("169.254.169.254"), may_reach("64:ff9b::a00:1"), may_reach("1.1.1.1")
+    (False, False, True)
+    """
+    found = ip_address(address.partition("%")[0])
+    forms = [found]
+    if found.version == 6 and (bits := embedded_v4(int(found))) is not None:  # noqa: PLR2004
+        forms.append(IPv4Address(bits))
+    if any(form in network for form in forms for network in networks):
+        return True
+    last = forms[-1]
+    special = last.is_multicast or last.is_reserved or getattr(last, "is_site_local", False)
+    return last.is_global and not special
+
+
+class _ForbiddenError(OSError):
+    """A name leads to an address at which no recipient may be."""
+
+
+def _guarded(networks: Iterable[_Network]) -> aiohttp.TCPConnector:
+    """Make connections that look at the address they go to.
+
+    Not in a resolver: one is not asked for addresses in figures, and what it answered may differ
+    from what is connected to.
+    """
+    allowed = tuple(networks)
+
+    def make(found: tuple[Any, Any, int, str, tuple[Any, ...]]) -> socket.socket:
+        family, kind, protocol, _, place = found
+        if not may_reach(str(place[0]), allowed):
+            raise _ForbiddenError("No recipient may be at this address.")
+        return socket.socket(family, kind, protocol)
+
+    return aiohttp.TCPConnector(resolver=aiohttp.ThreadedResolver(), socket_factory=make)
 
 
 class Wire:
     """Makes calls for one sink.
 
     Args:
-        session: Shared client session; its owner closes it. Without one, a session is made at the
-            first call and closed with the sink.
+        session: Shared client session; its owner closes it, and says where it may go. Without one,
+            sessions are made when first needed and closed with the sink.
+        networks: Where a recipient may be besides the public Internet, as ``10.20.0.0/16``. To this
+            machine only what a URL names as such goes: ``localhost``, or the address itself.
         connect_s: Longest time for a connection to stand, seconds.
         total_s: Longest time for a whole call, seconds. A server that answers one byte a second
             does not extend it.
@@ -79,11 +140,13 @@ class Wire:
         self,
         *,
         session: aiohttp.ClientSession | None = None,
+        networks: Iterable[str] = (),
         connect_s: float = 5.0,
         total_s: float = 30.0,
     ) -> None:
         self._given = session
-        self._own: aiohttp.ClientSession | None = None
+        self._own: dict[bool, aiohttp.ClientSession] = {}
+        self._networks = tuple(ip_network(network) for network in networks)
         self._timeout = aiohttp.ClientTimeout(total=total_s, sock_connect=connect_s)
 
     async def call(
@@ -92,7 +155,7 @@ class Wire:
         """Make one call. Never raises for what the network or the server does."""
         status, head, text = 0, dict[str, str](), bytearray()
         try:
-            async with self._session().request(
+            async with self._session(url).request(
                 method,
                 url,
                 data=body or None,
@@ -115,26 +178,32 @@ class Wire:
                     text += chunk
                 if len(text) >= ANSWER_BYTES:
                     response.close()  # whatever follows is not worth the connection
+        except aiohttp.ClientConnectorError as error:
+            return Answer(status=0, forbidden=isinstance(error.os_error, _ForbiddenError))
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
             # A status already read holds even when the rest of the answer does not come: the
             # recipient has decided. ValueError is what aiohttp's parser lets slip for odd heads.
             return Answer(status=status, headers=head)
         return Answer(status=status, headers=head, body=bytes(text))
 
-    def _session(self) -> aiohttp.ClientSession:
+    def _session(self, url: str) -> aiohttp.ClientSession:
         if self._given is not None:
             return self._given
-        if self._own is None or self._own.closed:
-            self._own = aiohttp.ClientSession(
-                cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False, trust_env=False
+        here = _is_loopback(urlsplit(url).hostname or "")
+        session = self._own.get(here)
+        if session is None or session.closed:
+            session = self._own[here] = aiohttp.ClientSession(
+                connector=_guarded(_LOOPBACK if here else self._networks),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                trust_env=False,
             )
-        return self._own
+        return session
 
     async def close(self) -> None:
-        """Close the session, if it is our own."""
-        if self._own is not None:
-            await self._own.close()
-            self._own = None
+        """Close the sessions, if they are our own."""
+        while self._own:
+            await self._own.popitem()[1].close()
 
 
 def base_url(url: str, *, plaintext: bool = False) -> str:
@@ -153,7 +222,8 @@ def base_url(url: str, *, plaintext: bool = False) -> str:
         _ = parts.port
     except ValueError:
         host, parts = "", urlsplit("")
-    if parts.scheme not in {"http", "https"} or not host or parts.query or parts.fragment:
+    unfit = not host or parts.query or parts.fragment or "@" in parts.netloc
+    if parts.scheme not in {"http", "https"} or unfit:
         raise ConfigError("a recipient's address is not a URL.", remedy="Write https://host.")
     if parts.scheme == "http" and not plaintext and not _is_loopback(host):
         raise ConfigError(
@@ -213,10 +283,11 @@ def outcome_of(answer: Answer, *, several: bool) -> Outcome:
     if status in {400, 413, 422}:
         reason = "too_large" if status == 413 else "rejected"  # noqa: PLR2004
         return Retry(split=True) if several else Refused(reason=reason)
-    if status in {0, 408, 425, 429} or status >= 500:  # noqa: PLR2004
+    if (status in {0, 408, 425, 429} or status >= 500) and not answer.forbidden:  # noqa: PLR2004
         return Retry(after_s=retry_after_s(answer.headers.get("retry-after", "")))
-    # What is left is a wrong address, a wrong key or a wrong protocol: a redirect, 401, 403, 404,
-    # 410 and the like say nothing about the event, so it is kept until somebody has looked.
+    # What is left is a forbidden or wrong address, a wrong key or a wrong protocol: a redirect,
+    # 401, 403, 404, 410 and the like say nothing about the event, so it is kept until somebody has
+    # looked.
     return Retry(blocked=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,36 @@ def test_an_operator_pauses_looks_and_resumes(tmp_path: Path) -> None:
         # Without a process the command reads the log itself, and says the same.
         after = json.loads(command("books", "--json", cwd=tmp_path, **state).stdout)
         assert after["delivered"] == {"heap": 1, "sentry": 1}
+
+
+@pytest.mark.timeout(90)
+def test_a_pause_of_all_stops_every_recipient_within_five_seconds_even_a_slow_one(
+    tmp_path: Path,
+) -> None:
+    with HeapStandIn() as heap, SentryStandIn() as sentry:
+        heap.slow(1.5)
+        sentry.slow(1.5)  # fifty envelopes, eight at a time: ten seconds for one batch
+        with Running(tmp_path, heap, sentry) as pipeline:
+            state = {"TELEMETRY_STATE": str(pipeline.state)}
+            for n in range(8):
+                views = [{"event": "page viewed", "account": n} for _ in range(60)]
+                errors = [{"kind": "error_event", "message": f"x {n}"} for _ in range(12)]
+                assert pipeline.events(views + errors)
+            until(lambda: bool(heap.requests and sentry.requests), 10.0, "something under way")
+            ordered = time.monotonic()
+            assert command("pause", "all", cwd=tmp_path, **state).returncode == 0
+            time.sleep(max(0.0, ordered + 5 - time.monotonic()))
+            held = (len(heap.requests), len(sentry.requests))
+            assert len(sentry.events) < 96
+            time.sleep(2.0)
+            assert (len(heap.requests), len(sentry.requests)) == held
+            heap.heal()
+            sentry.heal()
+            assert command("resume", "all", cwd=tmp_path, **state).returncode == 0
+            figures = pipeline.drain()
+            assert figures["exact"]
+            assert (len(heap.events), len(sentry.events)) == (480, 96)
+            assert figures["delivered"] == {"heap": 480, "sentry": 96}
 
 
 def test_without_any_configuration_it_runs_on_stand_ins_and_says_so(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import socket
 import time
 import tomllib
 from collections import Counter
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 
 from telemetry.brokers import DEAD, SEALED, Entry
 from telemetry.brokers.buffered import Buffered
-from telemetry.brokers.kafka import topics
+from telemetry.brokers.kafka import KafkaBroker, topics
 from telemetry.brokers.kafka.clients import connection_options, quieten
 from telemetry.brokers.kafka.records import (
     RECORD_BYTES,
@@ -45,6 +46,22 @@ from telemetry.testing.brokers import make_parcel
 DEPLOY = Path(__file__).parents[2] / "deploy"
 IN, SEAL = Entry("edge", "items_in"), Entry("edge", "sealed")
 DROPPED = Entry("edge", "dropped", "undeclared_event")
+
+
+def test_a_broker_that_accepts_and_says_nothing_is_an_error_in_time() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as silent:
+        broker = KafkaBroker(
+            f"127.0.0.1:{silent.getsockname()[1]}",
+            timeout_s=1,
+            client_options={"api_version": (2, 3)},
+        )
+        started = time.monotonic()
+        with pytest.raises(BrokerError):
+            broker.append(SEALED, [make_parcel(0)], {SEAL: 1})
+        with pytest.raises(BrokerError):
+            broker.poll(SEALED, "test", 1)
+        broker.close()
+        assert time.monotonic() - started < 16
 
 
 # ---------------------------------------------------------------------- bytes

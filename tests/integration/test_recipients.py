@@ -17,7 +17,9 @@ from scrubbers.model import Remark, Scrubbed
 from telemetry.brokers import DEAD, Entry, Polled, clean
 from telemetry.forward import Forwarder, Rate
 from telemetry.parcel import Parcel
-from telemetry.sinks import Shaping, Sink, Tags
+from telemetry.policy import load_policy
+from telemetry.run import rates_of
+from telemetry.sinks import Delivery, Outcome, Shaping, Sink, Tags
 from telemetry.sinks.heap import HeapSink
 from telemetry.sinks.sentry import SentrySink
 from telemetry.testing import Canaries, HeapStandIn, SentryStandIn
@@ -279,6 +281,44 @@ async def test_the_limits_of_heap_are_never_met() -> None:
             await until(lambda: not log.pending()[clean("heap")])
         assert log.counts == {Entry("heap", "delivered"): 70}  # nothing resent: no 429 ever came
         assert heap.violations == []
+
+
+async def test_the_figures_of_heap_stand_in_the_policy_and_are_kept_to_the_minute() -> None:
+    """15,000 and 1,000 a minute in bulk and 30 updates in 30 s: time is ours, the rest is real."""
+    now = 1000.0
+    async with HeapStandIn(clock=lambda: now) as heap:
+        sink, log = heap_sink(heap, total_s=20.0), Log()
+        log.append(clean("heap"), parcels(sink, "analytics_event", 2500, people=1))
+        log.append(clean("heap"), parcels(sink, "user_properties", 70, people=1))
+        log.append(clean("heap"), parcels(sink, "analytics_event", 18_000, people=500, start=2500))
+        rates = rates_of(load_policy().recipients["heap"])
+        assert {(r.events, r.period_s, r.each) for r in rates} == {
+            (15_000, 60, False),
+            (1_000, 60, True),
+            (30, 30, True),
+        }
+        worker = Forwarder("heap", sink, log, call=call, rates=rates, monotonic=lambda: now)
+        asked: list[tuple[float, int]] = []
+        send = sink.send
+
+        async def timed(deliveries: Sequence[Delivery]) -> Sequence[Outcome]:
+            asked.append((now, sum(one.kind == "analytics_event" for one in deliveries)))
+            return await send(deliveries)
+
+        async def rest(seconds: float) -> None:
+            nonlocal now
+            now += seconds
+
+        worker._rest, sink.send = rest, timed  # type: ignore[method-assign]
+        while log.pending()[clean("heap")]:
+            assert await worker.step()
+        await sink.close()
+        assert log.counts == {Entry("heap", "delivered"): 20_570}  # nothing resent: no 429 came
+        assert heap.violations == []
+        # Nor is it slower than it must be: 2,500 of one identity need two minutes to pass.
+        assert now - 1000.0 < 300
+        for begin, _ in asked:
+            assert sum(n for at, n in asked if begin <= at < begin + 60) <= 15_000
 
 
 async def test_a_kill_repeats_what_was_not_finished_under_the_same_ids() -> None:

@@ -407,6 +407,41 @@ async def test_a_pause_holds_within_a_second_and_loses_nothing() -> None:
     assert broker.books() == {Entry("heap", "delivered"): 30}
 
 
+async def test_a_pause_breaks_off_what_takes_too_long_and_sends_it_again_under_the_same_ids() -> (
+    None
+):
+    broker, sink = filled(10), Scripted(all_delivered)
+    at_once, broken_off = sink.send, 0
+
+    async def dozens_of_slow_requests(deliveries: Sequence[Delivery]) -> Sequence[Outcome]:
+        nonlocal broken_off
+        outcomes = await at_once(deliveries)
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            broken_off += 1
+            raise
+        return outcomes
+
+    sink.send = dozens_of_slow_requests  # type: ignore[method-assign]
+    worker, stop = forwarder(sink, broker), asyncio.Event()
+    run = asyncio.create_task(worker.run(stop))
+    await until(lambda: bool(sink.requests))
+    worker.paused = True
+    begun = asyncio.get_running_loop().time()
+    await until(lambda: bool(broken_off))
+    assert 1.5 < asyncio.get_running_loop().time() - begun < 4
+    sink.send = at_once  # type: ignore[method-assign]
+    await asyncio.sleep(0.3)
+    assert len(sink.requests) == 1
+    worker.paused = False
+    await until(lambda: not broker.pending()[clean("heap")])
+    stop.set()
+    await asyncio.wait_for(run, 5)
+    assert sink.requests[1] == sink.requests[0]
+    assert broker.books() == {Entry("heap", "delivered"): 10, Entry("heap", "resent"): 10}
+
+
 async def test_a_stop_leaves_what_is_unfinished_for_the_next_one() -> None:
     broker = filled(10)
     down = Scripted(lambda deliveries: [Retry()] * len(deliveries))

@@ -444,6 +444,64 @@ async def test_what_is_no_http_is_answered_in_fixed_words_and_not_logged(
     assert "Traceback" not in said
 
 
+HIDDEN = b'{"event":"hidden"}'
+INNER = b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (
+    len(HIDDEN),
+    HIDDEN,
+)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Content-Length: %d\r\n",
+        b"Content-Length: %d\r\nTransfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding: chunked\r\nContent-Length: %d\r\n",
+        b"Content-Length: %d\r\nTransfer-Encoding: xchunked\r\n",
+        b"Content-Length: %d\r\nTransfer-Encoding: identity\r\n",
+        b"Content-Length: %d\r\nTransfer-Encoding : chunked\r\n",
+        b"Content-Length: %d\r\nTransfer-Encoding:\x0bchunked\r\n",
+        b"Content-Length: %d\r\nTransfer-Encoding: chunked, identity\r\n",
+        b"Content-Length: %d\r\n Transfer-Encoding: chunked\r\n",
+        b"Content-Length: +%d\r\n",
+        b"Content-Length: %d, 4\r\n",
+        b"Content-Length: 4\r\nContent-Length: %d\r\n",
+        b"Content-Length: 0x%d\r\n",
+        b"Content-Length: -%d\r\n",
+        b"Content_Length: 4\r\nContent-Length: %d\r\n",
+        b"Content-Length: %d\nTransfer-Encoding: chunked\r\n",
+    ],
+)
+async def test_no_request_hides_in_the_body_of_another(head: bytes) -> None:
+    # A proxy before us that reads the length otherwise would take the rest for the next client's.
+    body = b"0\r\n\r\n" + INNER
+    lengths = (len(body),) if b"%d" in head else ()
+    raw = b"POST /api/track HTTP/1.1\r\nHost: x\r\n" + head % lengths + b"\r\n" + body
+    async with running(limits=SLOW) as it:
+        reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
+        writer.write(raw)
+        said = b""
+        with suppress(ConnectionError, TimeoutError):
+            async with asyncio.timeout(0.5):
+                while more := await reader.read(65536):
+                    said += more
+        writer.close()
+        assert said[9:13] == b"400 "
+        assert b" 200 OK" not in said
+        assert not it.intake.items
+
+
+async def test_requests_in_a_row_are_answered_one_by_one_in_their_order() -> None:
+    async with running() as it:
+        reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
+        bad = b"POST /v1/nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+        writer.write(INNER + bad + INNER)
+        statuses = [(await asyncio.wait_for(read_reply(reader), 5)).status for _ in range(3)]
+        assert statuses == [200, 404, 200]
+        assert len(it.intake.items) == 2
+        writer.close()
+
+
 async def test_our_own_fault_is_a_fixed_500_and_a_line_without_values(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -591,6 +649,86 @@ async def test_bodies_under_way_may_take_only_so_much_room() -> None:
         # What it held is free again.
         assert (await it.post("/v1/events")).status == 200
         assert it.gateway._held == 0
+
+
+async def test_what_waits_for_the_log_counts_as_under_way_too(real_intake: Intake) -> None:
+    async with running(real_intake, limits=Limits(held_bytes=8000, yielding_bytes=8000)) as it:
+        it.log.gate.clear()
+        event = json.dumps({"event": "page viewed", "account": 7}).encode()
+        waiting = [asyncio.create_task(it.post("/v1/events", event)) for _ in range(6)]
+        await asyncio.sleep(0.3)
+        assert it.gateway._held > 6 * 1024  # bytes of their bodies are gone, parcels are there
+        more = [asyncio.create_task(it.post("/v1/events", event)) for _ in range(6)]
+        await asyncio.sleep(0.3)
+        it.log.gate.set()
+        statuses = Counter([(await one).status for one in (*waiting, *more)])
+        assert statuses[200] >= 6
+        assert statuses[503] > 0
+        assert it.gateway._held == 0
+        assert (await it.post("/v1/events", event)).status == 200
+
+
+async def test_memory_that_gets_short_is_kept_for_errors() -> None:
+    async with running(limits=Limits(held_bytes=100_000, yielding_bytes=50_000)) as it:
+        reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
+        head = b"POST /api/1/envelope/ HTTP/1.1\r\nHost: x\r\nContent-Length: 90000\r\n\r\n"
+        writer.write(head + b"a" * 60_000)
+        await asyncio.sleep(0.1)
+        for path, body in (("/api/track", HEAP), ("/v1/events", EVENT)):
+            reply = await it.post(path, body)
+            assert reply.status == 429
+            assert reply.headers["retry-after"] == "5"
+        assert it.counts["refusals", ("shed",)] == 2
+        assert not it.intake.items
+        assert (await it.post("/api/1/envelope/?sentry_key=k", ENVELOPE)).status == 200
+        writer.close()
+        await asyncio.sleep(0.1)
+        assert (await it.post("/api/track", HEAP)).status == 200
+        assert reader is not None
+
+
+async def test_room_that_gets_short_is_kept_for_errors() -> None:
+    short = True
+    users = b'{"app_id":"11","identity":"7","properties":{"plan":"pro"}}'
+    mixed = b'[{"event":"page viewed"},{"kind":"error_event","message":"x"}]'
+    yields = ("analytics_event", "user_properties")
+    async with running(yields=yields, short=lambda: short) as it:
+        for path, body in (
+            ("/api/track", HEAP),
+            ("/api/add_user_properties", users),
+            ("/v1/events", EVENT),
+        ):
+            reply = await it.post(path, body)
+            assert reply.status == 429
+            assert reply.headers["retry-after"] == "60"
+            assert reply.json["detail"] == REFUSALS["shed"].detail
+        assert not it.intake.items
+        assert it.counts["refusals", ("shed",)] == 3
+        for path, body in (
+            ("/api/1/envelope/?sentry_key=k", ENVELOPE),
+            ("/api/1/envelope/?sentry_key=k", b'{}\n{"type":"sessions"}\n{}'),
+            ("/v1/events", mixed),  # what holds an error goes whole
+            ("/v1/events", b"[]"),
+        ):
+            assert (await it.post(path, body)).status == 200, path
+        short = False
+        assert (await it.post("/api/track", HEAP)).status == 200
+
+
+async def test_connections_on_which_nothing_comes_make_room_for_requests() -> None:
+    async with running(limits=Limits(connections=20)) as it:
+        idle = [await asyncio.open_connection("127.0.0.1", it.port) for _ in range(60)]
+        await asyncio.sleep(0.1)
+        assert len(it.gateway._server.connections) <= 20  # type: ignore[union-attr]
+        it.log.gate.clear()
+        waiting = [asyncio.create_task(it.post("/v1/events")) for _ in range(15)]
+        await asyncio.sleep(0.2)
+        idle += [await asyncio.open_connection("127.0.0.1", it.port) for _ in range(60)]
+        it.log.gate.set()
+        assert [(await one).status for one in waiting] == [200] * 15  # none that asked was closed
+        assert (await it.post("/v1/events")).status == 200
+        for _, writer in idle:
+            writer.close()
 
 
 async def test_a_client_that_leaves_in_the_middle_leaves_nothing_behind() -> None:
@@ -755,6 +893,21 @@ async def test_a_key_that_sends_too_much_has_to_wait_and_others_do_not() -> None
         assert (await it.post("/v1/events", many, **second)).status == 200
         await asyncio.sleep(1.1)
         assert (await it.post("/v1/events", EVENT, **first)).status == 200
+
+
+async def test_a_key_may_have_a_quota_of_its_own() -> None:
+    projects = {
+        "one": Project(key="first-key", tenant="a", events_per_minute=5),
+        "two": Project(key="second-key", tenant="b"),
+    }
+    known = Projects(projects, open_to_all=False)
+    async with running(projects=known, events_per_minute=100) as it:
+        many = b"\n".join([EVENT] * 6)
+        for key, statuses in (("first", [200, 429]), ("second", [200, 200])):
+            headers = {"Authorization": f"Bearer {key}-key"}
+            assert [(await it.post("/v1/events", many, **headers)).status for _ in range(2)] == (
+                statuses
+            )
 
 
 # Where from ---------------------------------------------------------------------------------------

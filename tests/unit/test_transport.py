@@ -168,6 +168,23 @@ def test_retry_after_is_honoured_even_by_a_flush(gateway: RecordingGateway) -> N
     assert time.monotonic() - begun_at >= 0.95
 
 
+def test_errors_pass_analytics_that_were_told_to_wait(gateway: RecordingGateway) -> None:
+    gateway.answers = [(429, {"Retry-After": "2"})]
+    handover = Handover(Destination.parse(gateway.url), as_it_is)
+    begun_at = time.monotonic()
+    handover.put(event(1))
+    wait_until(lambda: handover.stats().get("retries") == 1)
+    handover.put(error(1))
+    handover.put(error(2))
+    wait_until(lambda: len(gateway.bodies) == 2)
+    assert time.monotonic() - begun_at < 1.5
+    assert {path for path, _ in gateway.bodies} == {"/api/1/envelope/"}
+    assert handover.flush(5)
+    assert time.monotonic() - begun_at >= 1.95  # what was told to wait has waited
+    assert gateway.events == [{"n": 1}]
+    assert balanced(handover.stats())
+
+
 def test_a_request_that_is_refused_is_dropped_and_the_next_goes_on(
     gateway: RecordingGateway,
 ) -> None:
