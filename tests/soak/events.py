@@ -26,24 +26,7 @@ _MARKED_EVERY: Final = 89
 _ACCOUNTS: Final = 97
 _HIGH: Final = 2**101
 _UNDECODABLE, _UNKNOWN_KIND, _UNDECLARED = "undecodable", "unknown_kind", "undeclared_event"
-_WORDS: Final = tuple(
-    [
-        "the",
-        "board",
-        "could",
-        "not",
-        "be",
-        "drawn",
-        "while",
-        "its",
-        "owner",
-        "moved",
-        "a",
-        "row",
-        "of",
-        "it",
-    ]
-)
+_SENTENCE: Final = "the board could not be drawn while its owner moved a row of it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +96,7 @@ class Events:
 
     def _error(self, number: int, words: int = 0) -> dict[str, Any]:
         who = self.planted
-        filling = " ".join(_WORDS[i % len(_WORDS)] for i in range(number % 7 + words))
+        filling = " ".join([_SENTENCE] * (number % 7 + words // 10))
         return {
             "event_id": UUID(int=number + _HIGH).hex,
             "message": f"{who['email']} from {who['ipv6']} failed, {who['iban']} {filling}",
@@ -132,9 +115,7 @@ class Events:
             "extra": {who["email"]: who["password"], "phone": who["phone"]},
             "tags": {"number": str(number)},
             "breadcrumbs": {
-                "values": [
-                    {"category": "ui", "message": " ".join(_WORDS)} for _ in range(words // 10)
-                ]
+                "values": [{"category": "ui", "message": _SENTENCE} for _ in range(words // 10)]
             },
         }
 

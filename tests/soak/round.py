@@ -46,7 +46,7 @@ BACKLOG: Final = 10
 _DRAIN_S: Final = 100.0
 _READY_S: Final = 60.0
 _STOP_S: Final = 15.0
-_RECOVERY_S: Final = 10.0
+_RECOVERY_S: Final = 30.0
 _QUOTA_MIB: Final = 16
 _EVENTS_PER_S: Final = 150
 _SCRATCH_EVERY: Final = 8
@@ -194,6 +194,7 @@ class Report:
     number: int
     kills: int = 0
     kills_in_vain: int = 0
+    kills_while_new: int = 0
     starts: int = 0
     starts_from_nothing: int = 0
     steps: Counter[str] = field(default_factory=Counter)
@@ -308,6 +309,8 @@ class Round:
             "TELEMETRY_BIND": f"127.0.0.1:{self.port}",
             "TELEMETRY_ADMIN_BIND": f"127.0.0.1:{self.admin_port}",
         }
+        for _ in range(self.draw.randrange(0, 4)):
+            self._kill_while_it_is_new()
         self._start()
         self.client = _Client(
             self.events,
@@ -400,6 +403,26 @@ class Round:
             self.tell(f"kill -9 while it starts, with {under_way} under way")
         self._start(measured=healed and under_way > 0)
         self._heal()
+
+    def _kill_while_it_is_new(self) -> None:
+        """Kill it while keys, vault and log are made: half of them must not stop the next start."""
+        before = self._files()
+        self._launch()
+        end = time.monotonic() + 20
+        while self._files() == before and time.monotonic() < end:
+            time.sleep(0.001)
+        time.sleep(self.draw.choice((0.005, 0.05, 0.2)) * self.draw.random())
+        self._end_process(signal.SIGKILL)
+        made = sorted({name for name, _ in self._files()})
+        self.report.kills_while_new += 1
+        self.tell(f"kill -9 of a first start, which had made {', '.join(made) or 'nothing'}")
+
+    def _files(self) -> list[tuple[str, int]]:
+        found: list[tuple[str, int]] = []
+        for path in self.state.rglob("*"):
+            with suppress(OSError):
+                found.append((path.name, path.stat().st_mtime_ns))
+        return found
 
     def _count_kill(self, under_way: int) -> None:
         if under_way >= BACKLOG:

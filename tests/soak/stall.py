@@ -24,7 +24,7 @@ __all__ = ["BOUND", "Compared", "compare"]
 
 BOUND: Final = 1.10
 """A stalled Heap may make Sentry's p99 longer by a tenth."""
-_BLOCK_S: Final = 3.0
+_BLOCK_S: Final = 2.0
 _REST_S: Final = 0.3
 _EVENTS_PER_S: Final = 60
 _DRAWS: Final = 2000
