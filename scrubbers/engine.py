@@ -34,6 +34,7 @@ __all__ = [
     "Rules",
     "Slot",
     "Treatments",
+    "beside",
     "rescrub",
     "scrub",
 ]
@@ -433,6 +434,7 @@ class Ledger:
         }
         self.texts.extend(plain)
         self.texts.extend(plain.values())
+        self.texts.extend(beside(key, item) for key, item in plain.items())
         return plain
 
     def shape(self, value: Mapping[str, Any], path: Path, name: str) -> dict[str, str] | None:
@@ -450,6 +452,11 @@ class Ledger:
             self.statics.extend(shapes)
         self.remarks.append(Remark((*path, name), "shape", "reduce"))
         return shapes
+
+
+def beside(name: str, value: str) -> str:
+    """Write a value as a detector of cues reads it: ``username=jdoe``."""
+    return f"{name}={value}"
 
 
 class _Variables(dict[str, str]):
@@ -560,6 +567,13 @@ def _redact(contract: Any, rules: Rules, ledger: Ledger) -> None:
     for owner, key, text, path, tail, static in rules.slots(contract, texts, statics):
         if type(owner) is dict and key is not KEY and key not in owner:
             continue  # it went with its name
+        where = (*path, *tail)
+        if type(owner) is dict and key is not KEY:
+            given_away = _given_away(key, text, detectors, numbering)
+            if given_away is not None:
+                owner[key], rule = given_away
+                ledger.remarks.append(Remark(where, rule, "replace", 0, len(owner[key])))
+                continue
         # Text of the program is numbered by itself: if numbers went on from the message, a source
         # line would read differently for each person, and Sentry groups by source lines.
         redacted, remarks = redact_suspect(
@@ -567,7 +581,6 @@ def _redact(contract: Any, rules: Rules, ledger: Ledger) -> None:
         )
         if not remarks:
             continue
-        where = (*path, *tail)
         if key is KEY:
             # The name of an entry cannot be shown once it was personal: the entry goes.
             owner.pop(text, None)
@@ -578,6 +591,26 @@ def _redact(contract: Any, rules: Rules, ledger: Ledger) -> None:
         else:
             setattr(owner, key, redacted)
         ledger.remarks.extend(Remark(where, r.rule, r.action, r.start, r.end) for r in remarks)
+
+
+def _given_away(
+    name: str, value: str, detectors: Detectors, numbering: Numbering
+) -> tuple[str, str] | None:
+    """Tell what a value is that only its name shows to be personal, and which rule says so.
+
+    A value that has a shape of its own (an address) is left to the search of its text: the name
+    would take more than that along.
+    """
+    at = len(searchable(f"{name}=").encode())
+    told = redact_suspect(beside(name, value), detectors, None, Numbering())[1]
+    if not told or told[0].start != at:
+        return None
+    own = redact_suspect(value, detectors, None, Numbering())[1]
+    if own and own[0].start == 0:
+        return None
+    redacted, remarks = redact_suspect(beside(name, value), detectors, None, numbering)
+    placeholder = redacted.encode()[remarks[0].start : remarks[0].end].decode()
+    return placeholder, remarks[0].rule
 
 
 def _suspects(texts: list[str], detectors: Detectors, known: KnownValues | None) -> Collection[str]:

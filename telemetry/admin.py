@@ -6,22 +6,36 @@ The port tells nothing but states and counts. Orders (pause, resume) go only thr
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
+import struct
+from collections.abc import Coroutine, Mapping
+from datetime import UTC, datetime
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 from aiohttp import web
 
-from telemetry.errors import TelemetryError
+from telemetry.errors import AuditError, PolicyError, TelemetryError
+from telemetry.letters import Chosen, Opened, page, purge
 from telemetry.metrics import exposition
+from telemetry.status import ages, as_json, times_to_loss
 
 if TYPE_CHECKING:
     from telemetry.run import Runner
 
-__all__ = ["Admin", "NotRunningError", "ask"]
+__all__ = ["ELSEWHERE", "Admin", "NotRunningError", "ask"]
+
+ELSEWHERE: Final = (
+    "On Kafka, dead letters lie in the topic of the dead stream until its retention ends; this "
+    "version looks only into the embedded log."
+)
+_REPLAY_BYTES: Final = 64 * 1024 * 1024
 
 
 class NotRunningError(TelemetryError):
@@ -35,6 +49,7 @@ class Admin:
         self._runner = runner
         self._sites: list[web.AppRunner] = []
         self._socket: Path | None = None
+        self._tasks: set[asyncio.Task[object]] = set()
 
     async def start(self, host: str, port: int, path: Path) -> tuple[str, int]:
         """Listen on the port and the socket; give the address really taken."""
@@ -46,9 +61,20 @@ class Admin:
                 web.get("/metrics", self._metrics),
             ]
         )
-        private = web.Application()
+        private = web.Application(client_max_size=_REPLAY_BYTES)
         private.add_routes(
-            [web.get("/books", self._books), web.post("/{order:pause|resume}/{name}", self._order)]
+            [
+                web.get("/books", self._books),
+                web.post("/{order:pause|resume}/{name}", self._order),
+                web.post("/policy/revoke/{digest}", self._revoke),
+                web.get("/status", self._status),
+                web.get("/dead", self._dead),
+                web.post("/dead/purge", self._purge),
+                web.post("/dead/replay", self._replay),
+                web.get("/vault", self._vault),
+                web.get("/vault/work", self._vault_work),
+                web.post("/vault/{work:rewrap|backup}", self._vault_begin),
+            ]
         )
         for app in (public, private):
             runner = web.AppRunner(app, access_log=None)
@@ -70,7 +96,8 @@ class Admin:
         return address
 
     async def stop(self) -> None:
-        """Stop listening."""
+        """Stop listening; what was begun ends at its next piece."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         for runner in self._sites:
             await runner.cleanup()
         if self._socket is not None:
@@ -80,29 +107,36 @@ class Admin:
         return web.json_response({"live": True})
 
     async def _ready(self, _request: web.Request) -> web.Response:
-        holding = self._runner.pseudonymizer.holding
+        holding = self._runner.holding
         return web.json_response(
             {"ready": not holding, "holding": holding}, status=503 if holding else 200
         )
 
     async def _metrics(self, _request: web.Request) -> web.Response:
         runner = self._runner
-        gauges: dict[str, tuple[str, dict[str, float]]] = {
-            "invalid_identifiers": (
-                "Identifiers that did not fit their profile, by sort.",
-                dict(runner.intake.invalid_identifiers),
-            ),
-            "undeclared_paths": (
-                "Paths of sampled events that no schema declares, by kind.",
-                _by_kind(runner.edge.unknown),
-            ),
-            "paused": (
-                "Recipients to which nothing is sent by order.",
-                {name: float(f.paused) for name, f in runner.forwarders.items()},
-            ),
+        found = await runner.snapshot()
+        gauges: dict[str, dict[str, float]] = {}
+        if runner.identity is not None:
+            keys, overdue = runner.identity.keys()
+            gauges["keys"] = {f"{use} {state}": float(n) for (use, state), n in keys.items()}
+            gauges["keys_overdue"] = {"": float(overdue)}
+        if runner.intake is not None:
+            gauges["invalid_identifiers"] = dict(runner.intake.invalid_identifiers)
+            gauges["undeclared_paths"] = _by_kind(runner.edge.unknown)
+        gauges |= {
+            "paused": {name: float(f.paused) for name, f in runner.forwarders.items()},
+            "stopped": {
+                "pseudonymizer": float(bool(found.holding)),
+                **{n: float(s in ("blocked", "braked")) for n, s in found.forwarders.items()},
+            },
+            "oldest_age_seconds": ages(found),
+            "time_to_loss_seconds": times_to_loss(found),
+            "room_used_ratio": {
+                stream or "log": used / most for stream, (used, most) in found.room.items()
+            },
         }
         return web.Response(
-            body=exposition(await runner.books(), gauges, dict(runner.seen)),
+            body=exposition(found.books, gauges, dict(runner.seen)),
             headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
         )
 
@@ -114,10 +148,152 @@ class Admin:
         order, name = request.match_info["order"], request.match_info["name"]
         forwarders = self._runner.forwarders
         chosen = list(forwarders) if name == "all" else [name]
-        if any(recipient not in forwarders for recipient in chosen):
-            return web.json_response({"detail": "no such recipient"}, status=404)
-        self._runner.order(chosen, paused=order == "pause")
+        actor, action = _peer(request), f"recipient.{order}"
+        try:
+            stage = self._runner.pseudonymizer
+            if stage is not None and order == "resume" and name in ("pseudonymizer", "all"):
+                await self._witness(actor, "stage.resume", {"stage": "pseudonymizer"})
+                stage.brake.release()
+                if name == "pseudonymizer":
+                    return web.json_response({"resumed": [name]})
+            if any(recipient not in forwarders for recipient in chosen):
+                # Without the name: it is whatever somebody typed.
+                await self._witness(actor, action, {}, "refused:unknown")
+                return web.json_response({"detail": "no such recipient"}, status=404)
+            await self._runner.order(chosen, paused=order == "pause", actor=actor)
+        except AuditError as error:
+            return web.json_response({"error": str(error)}, status=503)
         return web.json_response({order + "d": chosen})
+
+    async def _witness(
+        self, actor: str, action: str, what: Mapping[str, str | int], result: str = "done"
+    ) -> None:
+        await asyncio.to_thread(self._runner.witness, actor, action, what, result)
+
+    async def _revoke(self, request: web.Request) -> web.Response:
+        """Revoke a policy; it protects, so it is done before it is recorded."""
+        actor = _peer(request)
+        try:
+            digest = self._runner.register.revoke(
+                request.match_info["digest"], datetime.now(UTC), by=actor
+            )
+        except PolicyError as error:
+            return web.json_response({"detail": str(error)}, status=404)
+        try:
+            await self._witness(actor, "policy.revoke", {"digest": digest})
+        except AuditError as error:
+            return web.json_response({"revoked": digest, "error": str(error)}, status=503)
+        return web.json_response({"revoked": digest})
+
+    async def _status(self, _request: web.Request) -> web.Response:
+        return web.json_response(as_json(await self._runner.snapshot()))
+
+    async def _dead(self, request: web.Request) -> web.Response:
+        """Give a page of dead letters; the originals only sealed, and that is logged."""
+        runner, sealed = self._runner, "sealed" in request.query
+        if runner.redrive is None:
+            return _elsewhere()
+        shelf = runner.redrive.shelf
+        found, after = await runner.storage.call(
+            partial(page, shelf, sealed=sealed, **_asked(request))
+        )
+        if sealed and found:
+            try:
+                await self._witness(_peer(request), "dead.open", {"count": len(found)})
+            except AuditError as error:
+                return web.json_response({"error": str(error)}, status=503)
+        return _encoded({"letters": found, "next": after})
+
+    async def _purge(self, request: web.Request) -> web.Response:
+        runner = self._runner
+        if runner.redrive is None:
+            return _elsewhere()
+        try:
+            await self._witness(_peer(request), "dead.purge", {}, "begun")
+        except AuditError as error:
+            return web.json_response({"error": str(error)}, status=503)
+        count, after = await runner.storage.call(
+            partial(purge, runner.redrive.shelf, **_asked(request))
+        )
+        return _encoded({"purged": count, "next": after})
+
+    async def _replay(self, request: web.Request) -> web.Response:
+        if self._runner.redrive is None:
+            return _elsewhere()
+        try:
+            opened = msgspec.json.decode(await request.read(), type=list[Opened])
+        except msgspec.MsgspecError:
+            return web.json_response({"detail": "This is no list of letters."}, status=400)
+        try:
+            await self._witness(_peer(request), "dead.replay", {"count": len(opened)}, "begun")
+        except AuditError as error:
+            return web.json_response({"error": str(error)}, status=503)
+        outcomes = await self._runner.redrive.replay(opened)
+        return _encoded(outcomes)
+
+    async def _vault(self, _request: web.Request) -> web.Response:
+        upkeep = self._runner.upkeep
+        return _no_vault() if upkeep is None else web.json_response(await upkeep.stats())
+
+    async def _vault_work(self, _request: web.Request) -> web.Response:
+        if self._runner.upkeep is None:
+            return _no_vault()
+        asked = self._runner.upkeep.asked
+        return web.json_response({} if asked is None else asked.as_json())
+
+    async def _vault_begin(self, request: web.Request) -> web.Response:
+        """Begin work on the vault; `_vault_work` tells how it goes."""
+        upkeep, asked = self._runner.upkeep, request.query
+        work = request.match_info["work"]
+        if upkeep is None:
+            return _no_vault()
+        try:
+            await self._witness(_peer(request), f"vault.{work}", {}, "begun")
+        except AuditError as error:
+            return web.json_response({"error": str(error)}, status=503)
+        if work == "backup":
+            self._begin(upkeep.backup(Path(asked.get("path", ""))))
+        else:
+            keep = 0 if asked.get("keep") == "0" else 1
+            self._begin(upkeep.rewrap(now=asked.get("now") == "1", keep=keep))
+        return web.json_response({"begun": work})
+
+    def _begin(self, work: Coroutine[Any, Any, object]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _asked(request: web.Request) -> dict[str, Any]:
+    """Read which letters are meant, and from where on."""
+    query = dict(request.query)
+    after = int(query.pop("after", "0"))
+    query.pop("sealed", None)
+    chosen = msgspec.convert(query, Chosen, strict=False)
+    return {"chosen": chosen, "now": datetime.now(UTC), "after": after}
+
+
+def _encoded(answer: object) -> web.Response:
+    return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+
+
+def _elsewhere() -> web.Response:
+    return web.json_response({"detail": ELSEWHERE}, status=404)
+
+
+def _no_vault() -> web.Response:
+    return web.json_response({"detail": "This role has no vault."}, status=404)
+
+
+def _peer(request: web.Request) -> str:
+    """Name who sent an order, as the kernel knows the socket's other end (unix(7), SO_PEERCRED)."""
+    # Here, because every command imports this module and most need no vault and no cryptography.
+    from telemetry.identity.audit import actor_of  # noqa: PLC0415
+
+    connection: socket.socket = request.get_extra_info("socket")
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, _ = struct.unpack("3i", raw)
+    return actor_of(uid, pid)
 
 
 def _by_kind(unknown: Any) -> dict[str, float]:
@@ -148,15 +324,21 @@ class _UnixConnection(HTTPConnection):
             os.close(folder)
 
 
-def ask(state: Path, method: str, target: str) -> Any:
+def ask(state: Path, method: str, target: str, body: bytes | None = None) -> Any:
     """Ask the process that owns a state directory.
+
+    Args:
+        state: The directory.
+        method: GET to look, POST to order.
+        target: Path and query.
+        body: JSON, where the order takes one.
 
     Raises:
         NotRunningError: There is none.
     """
     connection = _UnixConnection(state / "admin.sock")
     try:
-        connection.request(method, target)
+        connection.request(method, target, body)
         answer = connection.getresponse()
         return json.loads(answer.read())
     except (OSError, ValueError):

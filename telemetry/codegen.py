@@ -272,7 +272,8 @@ def _emit_slots(place: _Place, out: _Source) -> None:
             out(3, f"if k in {asked}: f.append(({value}, KEY, k, p, ({wire!r},), {static}))")
             if entry.treatment != "shape":
                 out(2, f"for k, e in {value}.items():")
-                out(3, f"if e in {asked}: f.append(({value}, k, e, p, ({wire!r}, k), {static}))")
+                found = f"e in {asked} or beside(k, e) in {asked}"
+                out(3, f"if {found}: f.append(({value}, k, e, p, ({wire!r}, k), {static}))")
         elif entry.treatment in ("redact_text", "reduce_url"):
             safe = f" and not {entry.form}({value})" if entry.form else ""
             place_of = f"(o, {entry.name!r}, {value}, p, ({wire!r},), {static})"

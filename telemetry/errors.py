@@ -12,10 +12,13 @@
     │   ├── ScrubError        a treatment failed or its post-condition did not hold
     │   ├── CapsuleError      its sealed identifiers do not open
     │   └── IdentifierError   an identifier does not fit the profile of its namespace
+    ├── RefusedError      somebody asked for what the policy does not allow them; it is audited
     └── TransportError    the outside failed: try again later
         ├── BrokerError       the log cannot take or give
         │   └── SpoolFull         its quota or the disk is used up: refuse, go on draining
         ├── VaultError        the store of per-subject secrets cannot be asked: hold
+        ├── AuditError        the audit log cannot be written or read: what it must witness waits
+        ├── TooManyDead       a stage would park nearly everything: it stops
         └── SinkError         a recipient cannot be reached or does not answer as documented
 
 No message of any of these repeats a value of an event. Third-party errors that do (``json``,
@@ -27,6 +30,7 @@ from __future__ import annotations
 from pathlib import Path
 
 __all__ = [
+    "AuditError",
     "BrokerError",
     "CapsuleError",
     "ConfigError",
@@ -35,11 +39,13 @@ __all__ = [
     "IdentifierError",
     "KeyringError",
     "PolicyError",
+    "RefusedError",
     "SchemaError",
     "ScrubError",
     "SinkError",
     "SpoolFull",
     "TelemetryError",
+    "TooManyDead",
     "TransportError",
     "VaultError",
 ]
@@ -120,6 +126,10 @@ class IdentifierError(EventError):
     reason = "invalid_identifier"
 
 
+class RefusedError(TelemetryError):
+    """The policy does not allow what was asked for, or not to this person. It was audited."""
+
+
 class TransportError(TelemetryError):
     """The outside failed."""
 
@@ -134,8 +144,23 @@ class VaultError(TransportError):
     """The store of per-subject secrets cannot be asked. Hold; never send without it."""
 
 
+class AuditError(TransportError):
+    """The audit log cannot be written, read or believed. What it must witness does not happen."""
+
+
 class SpoolFull(BrokerError):  # noqa: N818 - a state that passes, as in `queue.Full`
     """The log's quota or its disk is used up. Nothing was stored; what it holds can be drained."""
+
+
+class TooManyDead(TransportError):  # noqa: N818 - a state that passes, as in `queue.Full`
+    """A stage would make dead letters of nearly everything. It stops; nothing was parked.
+
+    Args:
+        what: Which limit was passed.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"Too many {what}. Look: telemetry dead list. Go on: telemetry resume.")
 
 
 class SinkError(TransportError):

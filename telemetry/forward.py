@@ -20,8 +20,8 @@ from typing import Any, Final, Literal
 import structlog
 
 from telemetry.brokers import DEAD, Broker, Entry, Polled, clean
-from telemetry.dead_letter import Bury, forgetting
-from telemetry.errors import BrokerError
+from telemetry.dead_letter import Brake, Bury, forgetting
+from telemetry.errors import BrokerError, TooManyDead
 from telemetry.parcel import Parcel
 from telemetry.sinks import Delivered, Delivery, Outcome, Refused, Retry, Sink
 
@@ -32,6 +32,10 @@ _log: Any = structlog.get_logger(__name__)
 _PAUSE_LOOK_S: Final = 0.2
 _LOOK_AHEAD_S: Final = 1.0
 _SEARCH_WAIT_S: Final = 5.0
+# After so many failures in a row a single parcel is tried instead of the whole request; and a
+# parcel that failed alone so often, each time with others delivered in between, is given up.
+_SUSPECT_AFTER: Final = 5
+_STRIKES: Final = 8
 _TAGS: Final = ("purpose", "retention_class", "legal_basis", "notice_version", "policy_digest")
 
 
@@ -62,7 +66,9 @@ class Rate:
 class _Task:
     """One parcel on its way.
 
-    `final` is its account in the books: outcome and reason; empty while there is none.
+    `final` is its account in the books: outcome and reason; empty while there is none. `alone`: it
+    failed by itself while others passed, and is sent only by itself; `strikes`: how often, with
+    other deliveries since the one before (`passes`). `probes`: how often it was tried for others.
     """
 
     parcel: Parcel
@@ -72,6 +78,10 @@ class _Task:
     attempts: int = 0
     not_before: float = 0.0
     final: tuple[str, str] = ("", "")
+    alone: bool = False
+    strikes: int = 0
+    passes: int = -1
+    probes: int = 0
 
 
 @dataclass(slots=True)
@@ -102,9 +112,11 @@ class _Window:
 class Forwarder:
     """Carries the parcels of one recipient's clean stream to its sink.
 
-    Outcomes: *delivered*; *dropped* as ``expired`` (`retain_until` is reached) or ``untagged``;
-    *dead* with the sink's reason. A parcel that the recipient does not take for now is kept until
-    its retention ends, or until `give_up_s`.
+    Outcomes: *delivered*; *dropped* as ``expired`` (`retain_until` is reached), ``untagged`` or
+    ``revoked_policy``; *dead* with the sink's reason. A parcel that the recipient does not take for
+    now is kept until its retention ends, or until `give_up_s`; one that it does not take while it
+    takes others, until it has failed alone often enough (``fails_alone``, see
+    docs/decisions/0011-the-event-that-fails-alone.md).
 
     Args:
         recipient: Name from ``recipients.toml``; names the stream, the group and the books.
@@ -126,6 +138,7 @@ class Forwarder:
             letter ``undeliverable``; None: never, its retention ends it.
         bury: Makes a dead letter; without a key to seal it to, its original is forgotten.
         accepts: Tells of a policy's digest whether its parcels may still leave.
+        brake: Stops this rather than have it park nearly everything.
 
     Attributes:
         paused: Set it to stop sending. Takes effect before the next request; loses nothing.
@@ -152,6 +165,7 @@ class Forwarder:
         give_up_s: float | None = None,
         bury: Bury = forgetting,
         accepts: Callable[[str], bool] = lambda _digest: True,
+        brake: Brake | None = None,
     ) -> None:
         self.recipient, self.sink = recipient, sink
         self.paused = False
@@ -164,9 +178,16 @@ class Forwarder:
         self._probe_s, self._idle_s, self._drain_s = probe_s, idle_s, drain_s
         self._give_up_s = give_up_s
         self._bury, self._accepts = bury, accepts
+        self.brake = brake or Brake()
+        self.braked = False
+        """Whether the brake has stopped this."""
         self._stop = asyncio.Event()
         self._waits: dict[str, float] = {}  # scope -> monotonic time; "" is the whole recipient
         self._failures = 0
+        self._passes = 0  # requests in which something was delivered
+        self._searched_at = 0
+        self._suspicious = False
+        self._searching = False
         self._blocked = False
         self._first_try: dict[str, float] = {}
         self._settled: dict[str, tuple[tuple[str, str], int]] = {}
@@ -176,10 +197,12 @@ class Forwarder:
         """Whether the recipient refuses us: credentials, address or protocol are wrong."""
         return self._blocked
 
-    def state(self) -> Literal["paused", "blocked", "waiting", "running"]:
+    def state(self) -> Literal["paused", "braked", "blocked", "waiting", "running"]:
         """Say in one word what goes on, for `telemetry status`."""
         if self.paused:
             return "paused"
+        if self.braked:
+            return "braked"
         if self._blocked:
             return "blocked"
         return "waiting" if self._waits.get("", 0.0) > self._monotonic() else "running"
@@ -225,7 +248,9 @@ class Forwarder:
 
         Raises:
             BrokerError: The log cannot take or give; nothing was finished.
+            TooManyDead: Nearly everything would be parked; nothing was finished.
         """
+        self._suspicious = False
         polled = await self._poll(self._max_events)
         if not polled.parcels:
             return False
@@ -244,7 +269,7 @@ class Forwarder:
                 await self._attempt(ready)
                 continue
             wait_s = until - self._monotonic()
-            if wait_s > _LOOK_AHEAD_S and self._only_scopes_wait():
+            if self._may_look_ahead(pending, wait_s):
                 polled, more = await self._extend(polled, tasks)
                 if more:
                     tasks += more
@@ -273,8 +298,6 @@ class Forwarder:
         # A parcel cannot be made without its tags; this is the second lock on that door.
         if not parcel.body or not all(getattr(parcel, name) for name in _TAGS):
             task.final = ("dropped", "untagged")
-        elif not self._accepts(parcel.policy_digest):
-            task.final = ("dropped", "revoked_policy")
         if parcel.event_id in self._settled:
             task.final, task.attempts = self._settled[parcel.event_id]
         return task
@@ -293,7 +316,10 @@ class Forwarder:
     # Choose
 
     def _pending(self, tasks: Sequence[_Task]) -> list[_Task]:
-        """Drop what has reached the end of its retention; give what has no outcome yet."""
+        """Drop what may not leave any more; give what has no outcome yet.
+
+        Asked before each request: a policy may be revoked, and a retention end, while parcels wait.
+        """
         now, at = self._clock(), self._monotonic()
         for task in tasks:
             if task.final[0]:
@@ -301,6 +327,8 @@ class Forwarder:
             begun = self._first_try.get(task.parcel.event_id, at)
             if now >= task.parcel.retain_until:
                 task.final = ("dropped", "expired")
+            elif not self._accepts(task.parcel.policy_digest):
+                task.final = ("dropped", "revoked_policy")
             elif self._give_up_s is not None and at - begun > self._give_up_s:
                 task.final = ("dead", "undeliverable")
         return [task for task in tasks if not task.final[0]]
@@ -310,11 +338,17 @@ class Forwarder:
         now = self._monotonic()
         if self._waits.get("", 0.0) > now:
             return [], self._waits[""]
-        most = 1 if self._blocked else self.sink.max_deliveries
+        if self._suspects:
+            # It may be down, or one parcel of the request may bring it down: try another one each
+            # time. Nothing is lost by asking a recipient that is down for less.
+            pending = sorted(pending, key=lambda task: task.probes)
+        most = 1 if self._blocked or self._suspects else self.sink.max_deliveries
         ready: list[_Task] = []
         taken: Counter[tuple[int, str]] = Counter()
         soonest = float("inf")
         for task in pending:
+            if task.alone and ready:
+                continue  # behind the others, by itself
             after = max(self._waits.get(task.scope, 0.0), task.not_before)
             if after <= now:
                 after = self._rate_allows(task, taken, now)
@@ -322,7 +356,7 @@ class Forwarder:
                 soonest = min(soonest, after)
                 continue
             ready.append(task)
-            if len(ready) == most:
+            if len(ready) == most or task.alone:
                 break
         return ready, soonest
 
@@ -339,6 +373,16 @@ class Forwarder:
         taken.update(keys)
         return 0.0
 
+    def _may_look_ahead(self, pending: Sequence[_Task], wait_s: float) -> bool:
+        """Whether others behind these need not wait for them."""
+        if all(task.alone for task in pending):
+            return self._only_scopes_wait()
+        return wait_s > _LOOK_AHEAD_S and (self._only_scopes_wait() or self._suspects)
+
+    @property
+    def _suspects(self) -> bool:
+        return self._failures >= _SUSPECT_AFTER
+
     def _only_scopes_wait(self) -> bool:
         return not self._blocked and self._waits.get("", 0.0) <= self._monotonic()
 
@@ -346,9 +390,16 @@ class Forwarder:
 
     async def _attempt(self, tasks: Sequence[_Task]) -> None:
         """Send once; look for the bad one if the recipient refused several together."""
+        if self._suspects:
+            for task in tasks:
+                task.probes += 1
         split = await self._send(tasks)
-        if len(split) > 1:
+        if len(split) < 2:  # noqa: PLR2004 - nothing to halve
+            return
+        try:
             await self._bisect(split)
+        finally:
+            self._searching = False
 
     async def _bisect(self, suspects: list[_Task]) -> None:
         """Find what a recipient refuses among deliveries that it refused together.
@@ -399,6 +450,8 @@ class Forwarder:
             if len(ready) == len(left):
                 if await self._send(left):
                     return False
+                if left[0].alone:
+                    return None  # found; it is tried again later, by itself
                 continue
             wait_s = until - self._monotonic()
             if not ready and wait_s > _SEARCH_WAIT_S:
@@ -434,9 +487,10 @@ class Forwarder:
         now = self._monotonic()
         split: list[_Task] = []
         again: list[_Task] = []
-        answered = refused_us = False
+        answered = refused_us = passed = False
         for task, outcome in zip(tasks, outcomes, strict=True):
             if isinstance(outcome, Delivered):
+                passed = True
                 task.final, answered = ("delivered", ""), True
             elif isinstance(outcome, Refused):
                 task.final, answered = ("dead", outcome.reason), True
@@ -449,13 +503,46 @@ class Forwarder:
                 self._waits[outcome.scope] = max(until, self._waits.get(outcome.scope, 0.0))
             else:
                 again.append(task)
+        self._passes += passed
         if refused_us:
             self._block(now)
         elif answered or split:
+            # It takes this and did not take that, again and again: one of them may be the reason.
+            self._suspicious = self._suspicious or self._suspects
             self._unblock()
         if again and not refused_us:
-            self._back_off(again, now, alone=answered or bool(split))
+            if not answered and not split and self._may_search(again):
+                return again
+            known = self._searching or tasks[0].alone or (self._suspicious and not self._suspects)
+            lone = len(tasks) == 1 and known
+            if lone:
+                self._strike(tasks[0])
+            again = [task for task in again if not task.final[0]]
+            self._back_off(again, now, alone=lone or answered or bool(split))
         return split
+
+    def _may_search(self, failed: Sequence[_Task]) -> bool:
+        """Whether what failed together is searched for the one that fails alone.
+
+        Only where the recipient took something since the last search: one that is down is not
+        bisected, or each of its parcels would look like the bad one.
+        """
+        if len(failed) == 1:
+            return False
+        if self._searching:
+            return True
+        if not self._suspicious or self._passes <= self._searched_at:
+            return False
+        self._searching, self._searched_at = True, self._passes
+        return True
+
+    def _strike(self, task: _Task) -> None:
+        """Count a failure of one parcel by itself, if others were delivered since the last one."""
+        task.alone = True
+        if self._passes > task.passes:
+            task.strikes, task.passes = task.strikes + 1, self._passes
+        if task.strikes >= _STRIKES:
+            task.final = ("dead", "fails_alone")
 
     def _back_off(self, tasks: Sequence[_Task], now: float, *, alone: bool) -> None:
         """Wait with full jitter: these parcels only if others passed, else the whole recipient."""
@@ -492,6 +579,7 @@ class Forwarder:
         If the log does not take them they are kept for the next poll of the same parcels: what
         was delivered is not sent again because a disk was full.
         """
+        self._brake(tasks)
         dead = [self._bury(task.parcel, task.final[1]) for task in tasks if task.final[0] == "dead"]
         outputs: Mapping[str, Sequence[Parcel]] = {DEAD: dead} if dead else {}
         counts = Counter(Entry(self.recipient, *task.final) for task in tasks)
@@ -500,8 +588,9 @@ class Forwarder:
         try:
             await self._call(self._broker.finish, polled, outputs, dict(counts))
         except BrokerError:
-            self._settled = {task.parcel.event_id: (task.final, task.attempts) for task in tasks}
+            self._settle(tasks)
             raise
+        self.brake.note([task.final[0] == "dead" for task in tasks])
         self._settled.clear()
         self._first_try.clear()
         _log.debug(
@@ -509,6 +598,21 @@ class Forwarder:
             recipient=self.recipient,
             **Counter(task.final[0] for task in tasks),
         )
+
+    def _brake(self, tasks: Sequence[_Task]) -> None:
+        """Refuse to park nearly everything: keep what was delivered, and ask again for the rest."""
+        try:
+            self.brake.check([task.final[0] == "dead" for task in tasks])
+        except TooManyDead:
+            if not self.braked:
+                _log.error("too_many_dead", recipient=self.recipient, parcels=len(tasks))
+            self.braked = True
+            self._settle([task for task in tasks if task.final[0] != "dead"])
+            raise
+        self.braked = False
+
+    def _settle(self, tasks: Sequence[_Task]) -> None:
+        self._settled = {task.parcel.event_id: (task.final, task.attempts) for task in tasks}
 
     async def _rest(self, seconds: float) -> None:
         """Wait, but not beyond a stop."""

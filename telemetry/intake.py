@@ -20,6 +20,7 @@ from scrubbers.engine import Outcome
 from scrubbers.model import Remark
 from scrubbers.time import coarsen_time
 from telemetry.brokers import Entry
+from telemetry.dead_letter import noted
 from telemetry.edge import Connection, Edge, Item, uuid7_hex
 from telemetry.errors import EventError, IdentifierError
 from telemetry.identity import Identifier, canonicalize, epoch_ms
@@ -127,7 +128,7 @@ class Intake:
                 if error.reason in _DROPPED_REASONS:
                     counts[Entry("edge", "dropped", error.reason)] += 1
                 else:
-                    taken.dead.append(self._bury(item, tenant, error.reason))
+                    taken.dead.append(self._bury(item, tenant, error))
                     counts[Entry("edge", "dead", error.reason)] += 1
                 continue
             if isinstance(parcel, str):
@@ -202,7 +203,7 @@ class Intake:
             found[kind] = Identifier(sort, namespace, canonical)
         return list(found.values()), remarks
 
-    def _bury(self, item: Item, tenant: str, reason: str) -> Parcel:
+    def _bury(self, item: Item, tenant: str, error: EventError) -> Parcel:
         """Make a dead letter: the original only sealed, the reason from a closed set."""
         at = self._now()
         header = self._header(item.kind, tenant)
@@ -214,7 +215,8 @@ class Intake:
             received_at=at,
             retain_until=retain_until(at, self._policy.retention[header["retention_class"]]),
             body=self._dead_sealer.seal(item.raw, event_id=event_id),
-            reason=reason,
+            remarks=noted("edge", at, path=error.path, kind=item.kind, original=item.raw),
+            reason=error.reason,
         )
 
     def _header(self, kind: str, tenant: str) -> _Header:

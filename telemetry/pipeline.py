@@ -22,8 +22,8 @@ import structlog
 from scrubbers.engine import rescrub, scrub
 from scrubbers.model import Remark, Scrubbed
 from telemetry.brokers import DEAD, HELD, SEALED, Broker, Entry, Polled, clean
-from telemetry.dead_letter import Bury, forgetting
-from telemetry.errors import EventError, KeyringError, TransportError
+from telemetry.dead_letter import Brake, Bury, forgetting
+from telemetry.errors import EventError, KeyringError, PolicyError, TransportError
 from telemetry.identity import Domain, EpochRule, Identity, Sealed, SuppressionState
 from telemetry.parcel import Parcel
 from telemetry.policy import Policy
@@ -283,6 +283,7 @@ class Pseudonymizer:
         on_storage: Runs a function of the broker on the one thread that may use it.
         on_scrub: Runs a function on the thread for work of the processor.
         bury: Makes a dead letter; without a key to seal it to, its original is forgotten.
+        brake: Stops this rather than have it park nearly everything.
         now: Aware UTC clock.
     """
 
@@ -295,11 +296,13 @@ class Pseudonymizer:
         on_storage: Callable[..., Awaitable[Any]],
         on_scrub: Callable[..., Awaitable[Any]],
         bury: Bury = forgetting,
+        brake: Brake | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._broker, self._identity, self._terms = broker, identity, terms
         self._on_storage, self._on_scrub, self._now = on_storage, on_scrub, now
         self._bury = bury
+        self.brake = brake or Brake()
         self.holding = ""
         """Why nothing is taken at the moment; empty if all is well."""
 
@@ -309,8 +312,9 @@ class Pseudonymizer:
             try:
                 busy = await self.step()
                 self.holding = ""
-            except (TransportError, KeyringError) as error:
-                # Vault, keys or log cannot be asked: stop taking; never send unchecked.
+            except (TransportError, KeyringError, PolicyError) as error:
+                # Vault, keys, register or log cannot be asked, or the live policy was revoked: stop
+                # taking; never send unchecked.
                 if not self.holding:
                     _log.warning("holding", reason=type(error).__name__)
                 self.holding = type(error).__name__
@@ -324,16 +328,19 @@ class Pseudonymizer:
 
     async def step(self) -> bool:
         """Take one batch through. Tells whether there was any."""
+        if not self._terms.register.accepts(self._terms.policy.digest):
+            raise PolicyError("The live policy was revoked.", remedy="Start with another one.")
         polled: Polled = await self._on_storage(self._broker.poll, SEALED, GROUP, _POLL_EVENTS)
         if not polled.parcels:
             return False
-        outputs, counts = await self._on_scrub(self._decide_all, polled.parcels)
+        outputs, counts, parked = await self._on_scrub(self._decide_all, polled.parcels)
         await self._on_storage(self._broker.finish, polled, outputs, counts)
+        self.brake.note(parked)
         return True
 
     def _decide_all(
         self, parcels: Sequence[Parcel]
-    ) -> tuple[dict[str, list[Parcel]], Counter[Entry]]:
+    ) -> tuple[dict[str, list[Parcel]], Counter[Entry], list[bool]]:
         resolved = self._identity.resolve(
             [
                 Sealed(
@@ -350,10 +357,15 @@ class Pseudonymizer:
         now = self._now()
         outputs: dict[str, list[Parcel]] = {}
         counts: Counter[Entry] = Counter()
-        for parcel, identities in zip(parcels, resolved, strict=True):
-            decision = decide(parcel, identities, self._terms, now)
+        decisions = [
+            decide(parcel, identities, self._terms, now)
+            for parcel, identities in zip(parcels, resolved, strict=True)
+        ]
+        parked = [isinstance(decision, Park) for decision in decisions]
+        self.brake.check(parked)
+        for parcel, decision in zip(parcels, decisions, strict=True):
             _enter(parcel, decision, outputs, counts, self._bury)
-        return outputs, counts
+        return outputs, counts, parked
 
 
 def _enter(
@@ -365,7 +377,7 @@ def _enter(
 ) -> None:
     """Turn one decision into outputs and counts: ``sealed = scrubbed + dropped + dead + held``."""
     if isinstance(decision, Park):
-        outputs.setdefault(DEAD, []).append(bury(parcel, decision.reason))
+        outputs.setdefault(DEAD, []).append(bury(parcel, decision.reason, decision.path))
         counts[Entry(GROUP, "dead", decision.reason)] += 1
         return
     if isinstance(decision, Hold):

@@ -11,12 +11,24 @@ import hashlib
 import json
 import os
 import re
+import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from threading import Lock
+from typing import (
+    Annotated,
+    Any,
+    BinaryIO,
+    Final,
+    Literal,
+    TypeVar,
+    get_args,
+    get_origin,
+)
 
 import msgspec
 
@@ -29,6 +41,7 @@ from telemetry.retention import Period
 
 __all__ = [
     "Policy",
+    "PolicyRegister",
     "Property",
     "Pseudonym",
     "Purpose",
@@ -41,6 +54,7 @@ __all__ = [
 
 _Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_-]{0,40}$")]
 _T = TypeVar("_T")
+_SHORTEST_DIGEST: Final = 8
 
 
 class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -130,6 +144,8 @@ class _RetentionClass(_Table, frozen=True):
 class _Retention(_Table, frozen=True):
     ceiling: str
     class_: dict[str, _RetentionClass] = msgspec.field(name="class")
+    log: dict[Literal["sealed", "clean", "dead", "held"], str] = {}
+    dead_letters: _RetentionClass | None = None
 
 
 class Pseudonym(_Table, frozen=True):
@@ -137,6 +153,80 @@ class Pseudonym(_Table, frozen=True):
 
     namespace: Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9:._-]{0,60}$")]
     profile: Literal["integer", "uuid", "opaque", "nocase", "email"]
+
+
+class AuditRule(_Table, frozen=True):
+    """How long audit entries stay: whole calendar years after their own."""
+
+    keep_years: Annotated[int, msgspec.Meta(ge=1, le=10)]
+    source: str
+
+
+class TokenRule(_Table, frozen=True):
+    """From an account to its tokens. A limit on ids, for each person within 24 hours."""
+
+    per_person_and_day: Annotated[int, msgspec.Meta(ge=0, le=1000)]
+
+
+class JoinRule(_Table, frozen=True):
+    """Whether tokens of two recipients are of one account."""
+
+    enabled: bool
+    per_person_and_day: Annotated[int, msgspec.Meta(ge=0, le=10)]
+
+
+class ReidentifyRule(_Table, frozen=True):
+    """From a token to an account, by two persons."""
+
+    enabled: bool
+    per_person_and_day: Annotated[int, msgspec.Meta(ge=0, le=10)]
+    valid_hours: Annotated[int, msgspec.Meta(ge=1, le=168)]
+
+
+class Reason(_Table, frozen=True):
+    """Why somebody may go back, by which ways, and the rule that allows it."""
+
+    text: dict[str, str]
+    ways: Annotated[list[Literal["join", "reidentify"]], msgspec.Meta(min_length=1)]
+    source: str
+
+
+class Person(_Table, frozen=True):
+    """Somebody who may take part: the name at the operating system, and which parts."""
+
+    user: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}$")]
+    may: Annotated[list[Literal["join", "request", "approve"]], msgspec.Meta(min_length=1)]
+
+
+class WaysBackRules(_Table, frozen=True):
+    """``ways_back.toml``."""
+
+    audit: AuditRule
+    token: TokenRule
+    join: JoinRule
+    reidentify: ReidentifyRule
+    reason: dict[_Name, Reason] = {}
+    person: dict[_Name, Person] = {}
+
+
+class _Trace(_Table, frozen=True):
+    """What becomes of trace ids: ``keep`` or ``drop``."""
+
+    mode: Literal["keep", "drop"] = "keep"
+
+
+class _Pseudonyms(_Table, frozen=True):
+    account: Pseudonym | None = None
+    organization: Pseudonym | None = None
+    membership: Pseudonym | None = None
+    session: Pseudonym | None = None
+    device: Pseudonym | None = None
+    object: Pseudonym | None = None
+    trace: _Trace = _Trace()
+
+
+TRACED = frozenset({"transaction", "span", "log", "trace_metric"})
+"""Kinds that are nothing without their trace."""
 
 
 class _TruncateIp(_Table, frozen=True):
@@ -285,7 +375,14 @@ class Policy:
         self.purposes = self._read("purposes.toml", dict[_Name, Purpose])
         self.recipients = self._read("recipients.toml", dict[_Name, Recipient])
         retention = self._read("retention.toml", _Retention)
-        self.pseudonyms = self._read("pseudonyms.toml", dict[_Name, Pseudonym])
+        pseudonyms = self._read("pseudonyms.toml", _Pseudonyms)
+        self.trace = pseudonyms.trace.mode
+        self.pseudonyms: Mapping[str, Pseudonym] = {
+            name: entry
+            for name in pseudonyms.__struct_fields__
+            if isinstance(entry := getattr(pseudonyms, name), Pseudonym)
+        }
+        self.ways_back = self._read("ways_back.toml", WaysBackRules)
         self.treatments = self._read("treatments.toml", _Treatments)
         addresses = self._read("addresses.toml", _Addresses).profile
         self.events = self._read("events.toml", dict[str, dict[_Name, Property]])
@@ -296,9 +393,18 @@ class Policy:
             raise PolicyError(str(error)) from None
 
         self.ceiling = self._period("retention.toml", "ceiling", retention.ceiling, _CEILING)
+        self.dead_letters = self.ceiling
+        if (letters := retention.dead_letters) is not None:
+            self.dead_letters = self._period(
+                "retention.toml", "dead_letters.period", letters.period, self.ceiling
+            )
         self.retention = {
             name: self._period("retention.toml", f"class.{name}.period", entry.period, self.ceiling)
             for name, entry in retention.class_.items()
+        }
+        self.log_retention: Mapping[str, Period] = {
+            sort: self._period("retention.toml", f"log.{sort}", text, self.ceiling)
+            for sort, text in retention.log.items()
         }
         if "default" not in self.treatments.coarsen_time:
             self._refuse(
@@ -311,6 +417,8 @@ class Policy:
         self._check_recipients()
         self._check_apart()
         self._check_properties()
+        self._check_ways_back()
+        self._check_trace()
         profile = self.treatments.truncate_ip.profile
         if profile not in addresses:
             self._refuse(
@@ -400,6 +508,16 @@ class Policy:
                     "Say what is done instead (Art. 17, 19 GDPR).",
                 )
 
+    def _check_trace(self) -> None:
+        """Refuse to drop what a kind that is on cannot do without."""
+        if self.trace == "drop" and (traced := sorted(TRACED & set(self.purpose_of_kind))):
+            self._refuse(
+                "pseudonyms.toml",
+                "trace.mode",
+                f"drops trace ids, without which {traced[0]!r} is nothing.",
+                f"Keep them, or take {traced[0]!r} out of the kinds in purposes.toml.",
+            )
+
     def _check_apart(self) -> None:
         """Refuse two recipients whose tokens could be joined, or told apart by nobody."""
         for key in ("domain", "label"):
@@ -474,6 +592,37 @@ class Policy:
                     "Say why a closed type does not do, or use one.",
                 )
 
+    def _check_ways_back(self) -> None:
+        """Refuse a way that is on and that nobody could take, or one person alone could."""
+        rules = self.ways_back
+        users = [person.user for person in rules.person.values()]
+        for name, person in rules.person.items():
+            if users.count(person.user) > 1:
+                self._refuse(
+                    "ways_back.toml",
+                    f"person.{name}.user",
+                    "stands for two persons.",
+                    "Give everybody a user of their own: it is what tells two persons apart.",
+                )
+        for way, parts in (("join", ["join"]), ("reidentify", ["request", "approve"])):
+            if not getattr(rules, way).enabled:
+                continue
+            if not any(way in reason.ways for reason in rules.reason.values()):
+                self._refuse(
+                    "ways_back.toml",
+                    f"{way}.enabled",
+                    "is on, but no reason names this way.",
+                    "Write a [reason.NAME] with text, ways and source.",
+                )
+            able = [{n for n, p in rules.person.items() if part in p.may} for part in parts]
+            if not all(able) or len(set().union(*able)) < len(parts):
+                self._refuse(
+                    "ways_back.toml",
+                    f"{way}.enabled",
+                    f"is on, but no {' and no other '.join(parts)} person is named.",
+                    "Write a [person.NAME] for each, with user and may.",
+                )
+
     @cached_property
     def detectors(self) -> Detectors:
         """The detector table, checked and compiled.
@@ -520,19 +669,43 @@ class PolicyRegister:
     """Append-only list of the policies that were ever live here.
 
     A hop takes parcels of a policy that is *live* or *superseded*; one that was *revoked*, or was
-    never seen, does not leave. The file holds one JSON object a line: digest, state, time.
+    never seen, does not leave. The file holds one JSON object a line: digest, state, time, and who
+    ordered it. A line that another process appends is obeyed within `LOOK_S`.
+
+    Args:
+        path: The file; need not exist.
+        monotonic: Seconds, for how often the file is looked at.
+
+    Raises:
+        PolicyError: A line cannot be read; then nobody knows what was revoked.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._states: dict[str, str] = {}
-        if path.exists():
-            for line in path.read_text("utf-8").splitlines():
-                entry = json.loads(line)
-                self._states[entry["digest"]] = entry["state"]
+    LOOK_S: Final = 1.0
 
-    def enter(self, digest: str, state: Literal["live", "revoked"], at: datetime) -> None:
-        """Make `digest` the live policy, or revoke it. The former live one becomes superseded."""
+    def __init__(self, path: Path, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._path, self._monotonic = path, monotonic
+        self._states: dict[str, str] = {}
+        self._since: dict[str, str] = {}
+        self._read_bytes = 0
+        self._look_at = 0.0
+        self._lock = Lock()
+        self._look()
+
+    def enter(
+        self, digest: str, state: Literal["live", "revoked"], at: datetime, *, by: str = ""
+    ) -> None:
+        """Make `digest` the live policy, or revoke it. The former live one becomes superseded.
+
+        Args:
+            digest: SHA-256 of a policy, in hex.
+            state: What it becomes.
+            at: Aware time.
+            by: Who ordered it; stands in the file and nowhere else.
+
+        Raises:
+            PolicyError: It was revoked here before, which nothing takes back.
+        """
+        self._look()
         if self._states.get(digest) == state:
             return
         if self._states.get(digest) == "revoked":
@@ -542,22 +715,97 @@ class PolicyRegister:
                 remedy="Change the policy; a revoked one cannot become live again.",
             )
         lines = [{"digest": digest, "state": state, "at": at.isoformat()}]
+        if by:
+            lines[0]["by"] = by
         if state == "live":
             lines[:0] = [
                 {"digest": former, "state": "superseded", "at": at.isoformat()}
                 for former, was in self._states.items()
                 if was == "live"
             ]
-        with self._path.open("a", encoding="utf-8") as file:
-            for entry in lines:
-                file.write(json.dumps(entry) + "\n")
-                self._states[entry["digest"]] = entry["state"]
+        text = "".join(json.dumps(entry) + "\n" for entry in lines)
+        with self._path.open("a+b") as file:
+            # Half a line of a process that was killed goes; a whole one by hand gets its end.
+            os.ftruncate(file.fileno(), self._read_bytes)
+            ended = not self._read_bytes or self._last_byte(file) == b"\n"
+            file.write(("" if ended else "\n").encode() + text.encode())
             file.flush()
             os.fsync(file.fileno())
+        self._look()
+
+    def revoke(self, digest: str, at: datetime, *, by: str = "") -> str:
+        """Revoke a policy that was live here: nothing that it scrubbed leaves any more.
+
+        Args:
+            digest: Its digest, or at least eight first digits that no other one has.
+            at: Aware time.
+            by: Who ordered it.
+
+        Returns:
+            The whole digest.
+
+        Raises:
+            PolicyError: No policy, or several, were live here whose digest begins like this.
+        """
+        self._look()
+        found = [known for known in self._states if known.startswith(digest)]
+        if len(digest) < _SHORTEST_DIGEST or len(found) != 1:
+            raise PolicyError(
+                "names no policy, or several, that begin like this.",
+                path=self._path,
+                remedy="Give at least eight digits of a digest that `telemetry policy list` shows.",
+            )
+        self.enter(found[0], "revoked", at, by=by)
+        return found[0]
 
     def accepts(self, digest: str) -> bool:
         """Tell whether parcels that were scrubbed under `digest` may go on."""
+        now = self._monotonic()
+        if now >= self._look_at:
+            self._look_at = now + self.LOOK_S
+            self._look()
         return self._states.get(digest) in ("live", "superseded")
+
+    def states(self) -> list[tuple[str, str, str]]:
+        """List digest, state and since when (ISO 8601) of each policy, oldest first."""
+        self._look()
+        return [(digest, state, self._since[digest]) for digest, state in self._states.items()]
+
+    @staticmethod
+    def _last_byte(file: BinaryIO) -> bytes:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1)
+
+    def _look(self) -> None:
+        """Read what was appended since the last look. Half a line is not there yet."""
+        with self._lock:
+            self._read_on()
+
+    def _read_on(self) -> None:
+        try:
+            if self._path.stat().st_size == self._read_bytes:
+                return
+            with self._path.open("rb") as file:
+                file.seek(self._read_bytes)
+                fresh = file.read()
+        except FileNotFoundError:
+            return
+        whole = fresh[: fresh.rfind(b"\n") + 1]
+        with suppress(ValueError):
+            json.loads(fresh[len(whole) :])  # a last line that somebody wrote without its end
+            whole = fresh
+        try:
+            entries = [json.loads(line) for line in whole.splitlines() if line.strip()]
+            for entry in entries:
+                self._states[entry["digest"]] = entry["state"]
+                self._since[entry["digest"]] = entry["at"]
+        except (ValueError, KeyError, TypeError):
+            raise PolicyError(
+                "has a line that cannot be read, so nobody knows what was revoked.",
+                path=self._path,
+                remedy="Restore it from a backup, or mend the line.",
+            ) from None
+        self._read_bytes += len(whole)
 
 
 def schemas_dir() -> Path:

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
-__all__ = ["Period", "retain_until", "retention_date"]
+__all__ = ["Period", "moment_before", "retain_until", "retention_date"]
 
 _PERIOD = re.compile(r"P(?:(?P<years>\d{1,3})Y)?(?:(?P<months>\d{1,4})M)?(?:(?P<days>\d{1,5})D)?")
 _SHORTEST_MONTH_DAYS = 28
@@ -85,6 +85,15 @@ def retain_until(at: datetime, period: Period) -> datetime:
     if day > _SHORTEST_MONTH_DAYS:
         day = min(day, calendar.monthrange(year, month0 + 1)[1])
     return at.replace(year=year, month=month0 + 1, day=day) + timedelta(days=period.days)
+
+
+def moment_before(at: datetime, period: Period) -> datetime:
+    """Latest moment of which a period is over at `at`.
+
+    >>> moment_before(datetime(2024, 3, 31, tzinfo=UTC), Period(months=1)).isoformat()
+    '2024-02-29T00:00:00+00:00'
+    """
+    return retain_until(at - timedelta(days=period.days), Period(months=-period.months))
 
 
 def retention_date(until: datetime) -> date:

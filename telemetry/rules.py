@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from scrubbers.detectors import Detectors
-from scrubbers.engine import FORMATS, KEY, MEMOS, Ledger, Path, Slot, Treatments
+from scrubbers.engine import FORMATS, KEY, MEMOS, Ledger, Path, Slot, Treatments, beside
 from scrubbers.model import Remark
 from telemetry.codegen import leaves, source_of
 from telemetry.errors import DecodeError, SchemaError
@@ -184,6 +184,7 @@ class CompiledRules:
             "QUIET": treatments.quiet.texts,
             "QUIET_FILES": treatments.quiet.files,
             "Remark": Remark,
+            "beside": beside,
             "VALUES": values,
             "among": _among,
             "present": _present,
@@ -276,7 +277,10 @@ class Schemas:
         lists = {name: frozenset(keys) for name, keys in policy.treatments.shape.items()}
         self._check_lists(lists)
         for kind, declared in list(self.records.items()):
-            record = self.records[kind] = _with_keys(declared, lists)
+            record = _with_keys(declared, lists)
+            if policy.trace == "drop":
+                record = _without_trace(record)
+            self.records[kind] = record
             treatments = Treatments(
                 detectors=detectors,
                 address_profile=policy.address_profile,
@@ -368,6 +372,19 @@ _SHAPES: Final = {
     "boolean": "boolean",
     "object": "null",
 }
+
+
+def _without_trace(record: Record) -> Record:
+    """Strip the trace that an event belongs to (``contexts.trace``)."""
+
+    def treated(entry: Field) -> Field:
+        if entry.name == "trace" and entry.record is not None:
+            return replace(entry, treatment="strip", shape="null", record=None)
+        if entry.record is None:
+            return entry
+        return replace(entry, record=_without_trace(entry.record))
+
+    return replace(record, fields=tuple(map(treated, record.fields)))
 
 
 def _with_keys(record: Record, lists: Mapping[str, frozenset[str]]) -> Record:

@@ -1,16 +1,19 @@
-"""``telemetry run``: gateway, pseudonymizer and forwarders in one process on the embedded spool.
+"""``telemetry run``: gateway, pseudonymizer and forwarders in one process; or one of them on Kafka.
 
 One asyncio loop serves clients and recipients; one thread alone uses the log and commits whatever
 has queued since its last commit; one thread scrubs. Everything that can refuse to start does so in
-`Runner.open`, before the first event.
+`Runner.open`, before the first event. A process that is one role opens what that role needs and
+nothing else: a gateway public keys, a forwarder its recipient's credentials and no key.
 """
 
 from __future__ import annotations
 
 import asyncio
 import importlib
+import importlib.metadata
 import inspect
 import os
+import socket
 import time
 from collections import Counter
 from collections.abc import (
@@ -23,8 +26,10 @@ from collections.abc import (
     Sequence,
 )
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
@@ -37,35 +42,63 @@ from scrubbers.user_agent import reduce_user_agent
 from telemetry import logs
 from telemetry.admin import Admin
 from telemetry.books import Books
-from telemetry.brokers import DEAD, SEALED, Broker, Entry
+from telemetry.brokers import DEAD, HELD, SEALED, Broker, Entry, Room, Shelf
+from telemetry.brokers.buffered import Buffered
 from telemetry.brokers.spool import Spool
-from telemetry.config import Bind, RecipientSettings, Settings
-from telemetry.dead_letter import burying
+from telemetry.config import Bind, RecipientSettings, Settings, check_vault, is_loopback
+from telemetry.dead_letter import Brake, Bury, burying, ends_at, forgetting, sweep
 from telemetry.edge import Edge
-from telemetry.errors import BrokerError, ConfigError, PolicyError
+from telemetry.errors import (
+    AuditError,
+    BrokerError,
+    ConfigError,
+    KeyringError,
+    PolicyError,
+    TelemetryError,
+)
 from telemetry.forward import Forwarder, Rate
 from telemetry.gateway import Gateway, Limits, Projects
 from telemetry.identity import (
+    Custody,
     Identity,
+    Turn,
+    initialise,
     initialise_development,
     load_dead_letter_sealer,
     load_spool_key,
 )
+from telemetry.identity.audit import AUDIT_FILE, AuditLog, Body, Signer, about_key
 from telemetry.intake import Intake, Taken
 from telemetry.parcel import Parcel
 from telemetry.pipeline import Pseudonymizer, Terms
-from telemetry.policy import PolicyRegister, Recipient, load_policy, policy_dir
+from telemetry.policy import Policy, PolicyRegister, Recipient, load_policy, policy_dir
+from telemetry.redrive import Redrive
+from telemetry.retention import Period, moment_before
 from telemetry.rules import Schemas
 from telemetry.sinks import Sink
+from telemetry.status import Snapshot
+from telemetry.upkeep import Upkeep
 
-__all__ = ["Runner", "Storage", "check_host", "open_broker"]
+__all__ = ["Part", "Runner", "Storage", "check_host", "keeps", "open_broker", "open_custody"]
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.run")
 _T = TypeVar("_T")
+_VERSION: Final = importlib.metadata.version("milchglas")
+_LOG_S: Final = 1.0
+_STUCK_S: Final = 90.0
+_EXIT_LOG_LOST: Final = 71
 _DRAIN_S: Final = 8.0
+_TEND_S: Final = 15.0
+_KEY_ACTIONS: Final = {
+    "created": "key.create",
+    "promoted": "key.promote",
+    "scheduled": "key.schedule",
+    "destroyed": "key.destroy",
+}
+_SWEEP_S: Final = 600.0
+"""How often the log is searched for dead and held parcels whose time is up."""
 _GIVE_UP_S: Final = 72 * 3600.0
 """As long as a sealed event waits (DESIGN 5): what a recipient refuses for three days is parked."""
-"""How long a stop waits for requests under way, on both sides at once: over within ten."""
 
 
 class Storage:
@@ -78,6 +111,10 @@ class Storage:
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="storage")
+        self.stored: Counter[Entry] = Counter()
+        """What was appended by this process since it started."""
+        self.failing = False
+        """Whether the last append failed."""
         self._waiting: list[tuple[Taken, asyncio.Future[None]]] = []
         self._committing: asyncio.Task[None] | None = None
 
@@ -104,11 +141,14 @@ class Storage:
                 try:
                     await self.call(self._append, [taken for taken, _ in group])
                 except BrokerError as error:
+                    self.failing = True
                     self._answer(group, error)
                 except Exception as error:  # noqa: BLE001 - whoever waits must be told
+                    self.failing = True
                     self._answer(group, BrokerError("The log failed."))
                     _log.error("log_failed", error=type(error).__name__)
                 else:
+                    self.failing = False
                     self._answer(group, None)
         finally:
             self._committing = None
@@ -133,6 +173,7 @@ class Storage:
             parcels += taken.parcels
             dead += taken.dead
         self.broker.append(SEALED, parcels, counts, beside={DEAD: dead} if dead else {})
+        self.stored.update(counts)
 
     def close(self) -> None:
         """Finish what runs, then close the log."""
@@ -153,19 +194,35 @@ def open_broker(settings: Settings) -> Broker:
                 "broker.kind is kafka, but no broker is named.",
                 remedy="Set broker.bootstrap or TELEMETRY_KAFKA_BOOTSTRAP to host:port.",
             )
-        # Loaded only here: the embedded form needs no Kafka client.
-        kafka = importlib.import_module("telemetry.brokers.kafka")
-        version = settings.broker.api_version
-        broker: Broker = kafka.KafkaBroker(
-            settings.broker.bootstrap,
-            topic_prefix=settings.broker.topic_prefix,
-            group_prefix=settings.broker.topic_prefix,
-            client_options=(
-                {"api_version": tuple(map(int, version.split(".")))} if version else None
-            ),
+        return _open_kafka(settings)
+    return _open_spool(settings)
+
+
+def _open_kafka(settings: Settings) -> Broker:
+    section = settings.broker
+    hosts = [address.rpartition(":")[0] for address in section.bootstrap.split(",")]
+    if section.protocol == "plaintext" and not settings.trial and not all(map(is_loopback, hosts)):
+        raise ConfigError(
+            "broker.protocol is plaintext, so events would cross the network in clear.",
+            remedy='Set it to "tls" or "sasl_tls".',
         )
-        return broker
-    key = load_spool_key(settings.state_dir, environment=settings.environment)
+    # Loaded only here: the embedded form needs no Kafka client.
+    kafka = importlib.import_module("telemetry.brokers.kafka")
+    clients = importlib.import_module("telemetry.brokers.kafka.clients")
+    broker: Broker = kafka.KafkaBroker(
+        section.bootstrap,
+        member=section.member or socket.gethostname(),
+        topic_prefix=section.topic_prefix,
+        group_prefix=section.group_prefix,
+        client_options=clients.connection_options(section),
+    )
+    return broker
+
+
+def _open_spool(settings: Settings) -> Spool:
+    key = load_spool_key(
+        settings.state_dir, environment=settings.environment, custody=open_custody(settings)
+    )
     return Spool(
         settings.state_dir / "spool.sqlite3",
         key=key.expose(),
@@ -173,24 +230,75 @@ def open_broker(settings: Settings) -> Broker:
     )
 
 
+def open_custody(settings: Settings) -> Custody | None:
+    """Give the custody of keys that the settings name; None where keys lie in the clear.
+
+    Raises:
+        KeyringError: custody.kek is none.
+    """
+    if not settings.wraps_keys:
+        return None
+    named = settings.custody
+    return Custody(named.kek, state=settings.state_dir, backup=named.backup)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Which roles a process plays.
+
+    Attributes:
+        gateway, pseudonymizer: Whether it is one.
+        forwards: To which recipients it forwards; None: to all that the policy names with a sink.
+    """
+
+    gateway: bool = True
+    pseudonymizer: bool = True
+    forwards: tuple[str, ...] | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is the whole pipeline."""
+        return self.gateway and self.pseudonymizer and self.forwards is None
+
+    @property
+    def name(self) -> str:
+        """What the audit log calls it."""
+        if self.whole:
+            return "run"
+        if self.gateway or self.pseudonymizer:
+            return "gateway" if self.gateway else "pseudonymize"
+        return "forward"
+
+
 class Runner:
-    """All roles of the pipeline in one process.
+    """All roles of the pipeline in one process, or a part of them.
 
     Args:
         settings: What the operator set.
         say: Prints a line that somebody who starts this must read.
+        part: Which roles.
     """
 
-    def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
-        self.settings, self._say = settings, say
+    def __init__(
+        self, settings: Settings, say: Callable[[str], None], part: Part | None = None
+    ) -> None:
+        self.settings, self._say, self.part = settings, say, part or Part()
         self._open = AsyncExitStack()
         self._stop = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
+        self.identity: Identity | None = None
+        self.upkeep: Upkeep | None = None
         self.gateway: Gateway | None = None
+        self.intake: Intake | None = None
+        self.pseudonymizer: Pseudonymizer | None = None
+        self.sinks: dict[str, Sink] = {}
         self.seen: Counter[tuple[str, tuple[str, ...]]] = Counter()
         self.stand_ins: dict[str, Any] = {}
         self.forwarders: dict[str, Forwarder] = {}
+        self.redrive: Redrive | None = None
         self.address = self.admin_address = ("", 0)
+        self.audit_every_s = 3600.0
+        self._told: tuple[datetime, dict[str, dict[str, int]]] | None = None
 
     async def open(self) -> None:
         """Check everything, open everything, start to listen.
@@ -199,51 +307,59 @@ class Runner:
             ConfigError: Something is wrong with the installation; nothing was started.
             BrokerError: The log cannot be opened.
         """
-        settings = self.settings
+        settings, part = self.settings, self.part
         state = settings.state_dir
+        if not part.whole and settings.broker.kind != "kafka":
+            raise ConfigError(
+                "a role by itself needs a log that others reach too.",
+                remedy='Set broker.kind to "kafka"; or start all roles in one: telemetry run',
+            )
         os.umask(0o077)
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        policy = load_policy(policy_dir(settings.policy.path))
-        detectors = policy.detectors
-        try:
-            detectors.check_speed(time.thread_time)
-        except RuleError as error:
-            raise PolicyError(str(error), path=policy.folder / "detectors.toml") from None
-        reduce_user_agent("")  # loads its table now, not while the first client waits
-        schemas = Schemas(policy, detectors)
-        self.policy = policy
+        self.policy = policy = load_policy(policy_dir(settings.policy.path))
+        forwards = part.forwards
+        if forwards is None:
+            forwards = tuple(n for n, recipient in policy.recipients.items() if recipient.sink)
+        for name in forwards:
+            if name not in policy.recipients or not policy.recipients[name].sink:
+                raise ConfigError(
+                    f"recipients.toml names no recipient {name!r} with a sink.",
+                    remedy="Take one that it names.",
+                )
         self._paused = _Paused(state / "paused.json")
-        if not settings.production:
+        if part.pseudonymizer:
+            check_vault(settings)
+        custody = open_custody(settings) if part.pseudonymizer else None
+        if not part.pseudonymizer:
+            pass  # others make no keys: they get the public ones
+        elif custody is None:
             initialise_development(state)
             self._say("Keys: made for development and marked insecure; production refuses them.")
+        elif initialise(state, environment=settings.environment, custody=custody):
+            self._say(f"Keys: made. {custody.advice}")
         # First of all that is shared: whoever does not own the log changes nothing beside it.
-        self.storage = Storage(open_broker(settings))
+        self.storage = Storage(self._open_log())
         self._open.callback(self.storage.close)
-        register = PolicyRegister(state / "policies.ndjson")
+        self._open_audit(state)
+        self.register = register = PolicyRegister(state / "policies.ndjson")
         register.enter(policy.digest, "live", datetime.now(UTC))
-        sealer = Identity.sealer(state)
-        dead_sealer = load_dead_letter_sealer(state / "keys" / "public.json")
-        identity = Identity.open(state, environment=settings.environment)
-        self._open.callback(identity.close)
-        self.sinks = {
-            name: await self._sink(name)
-            for name in policy.recipients
-            if policy.recipients[name].sink
-        }
-        bury = burying(dead_sealer)
-        self.edge = Edge(schemas)
-        self.intake = Intake(policy, self.edge, sealer, dead_sealer)
-        scrub_thread = ThreadPoolExecutor(1, thread_name_prefix="scrub")
-        self._open.callback(scrub_thread.shutdown)
-        loop = asyncio.get_running_loop()
-        self.pseudonymizer = Pseudonymizer(
-            self.storage.broker,
-            identity,
-            Terms(policy=policy, schemas=schemas, register=register, sinks=self.sinks),
-            on_storage=self.storage.call,
-            on_scrub=lambda function, *args: loop.run_in_executor(scrub_thread, function, *args),
-            bury=bury,
-        )
+        if part.pseudonymizer:
+            identity = Identity.open(
+                state,
+                environment=settings.environment,
+                custody=custody,
+                vault_url=settings.vault.url or None,
+                journal_url=settings.vault.journal or None,
+                cache_rows=settings.vault.cache,
+                alone=True,
+            )
+            self._open.callback(identity.close)
+            self.identity, self.upkeep = identity, Upkeep(identity)
+            self.audit.checkpoint()
+        self._open.callback(self._depart)
+        self.sinks = {name: await self._sink(name) for name in forwards}
+        if part.gateway or part.pseudonymizer:
+            self._open_scrubbing(policy, register)
         for name, sink in self.sinks.items():
             self.forwarders[name] = Forwarder(
                 name,
@@ -253,7 +369,8 @@ class Runner:
                 rates=rates_of(policy.recipients[name]),
                 drain_s=_DRAIN_S,
                 give_up_s=_GIVE_UP_S,
-                bury=bury,
+                bury=self._bury(name),
+                brake=self._brake(),
                 accepts=register.accepts,
             )
         for name in self._paused.read():
@@ -262,18 +379,139 @@ class Runner:
                 self._say(f"{name}: paused, as ordered before. To go on: telemetry resume {name}")
         await self._listen()
 
+    def _open_log(self) -> Broker:
+        broker = open_broker(self.settings)
+        if self.part.whole or not self.part.gateway:
+            return broker
+        if self.settings.gateway.on_broker_loss == "reject":
+            return broker
+        try:
+            return Buffered(broker, _open_spool(self.settings), name=self.settings.broker.member)
+        except TelemetryError:
+            broker.close()
+            raise
+
+    def _open_scrubbing(self, policy: Policy, register: PolicyRegister) -> None:
+        """Open what gateway and pseudonymizer need, each for itself."""
+        part, state = self.part, self.settings.state_dir
+        detectors = policy.detectors
+        try:
+            detectors.check_speed(time.thread_time)
+        except RuleError as error:
+            raise PolicyError(str(error), path=policy.folder / "detectors.toml") from None
+        reduce_user_agent("")  # loads its table now, not while the first client waits
+        schemas = Schemas(policy, detectors)
+        dead_sealer = load_dead_letter_sealer(state / "keys" / "public.json")
+        if part.gateway:
+            self.edge = Edge(schemas)
+            self.intake = Intake(policy, self.edge, Identity.sealer(state), dead_sealer)
+        if not part.pseudonymizer:
+            return
+        identity = self.identity
+        assert identity is not None  # noqa: S101 - `open` has opened it
+        scrub_thread = ThreadPoolExecutor(1, thread_name_prefix="scrub")
+        self._open.callback(scrub_thread.shutdown)
+        loop = asyncio.get_running_loop()
+
+        def on_scrub(function: Callable[..., _T], *args: object) -> asyncio.Future[_T]:
+            return loop.run_in_executor(scrub_thread, function, *args)
+
+        if isinstance(self.storage.broker, Shelf):
+            self.redrive = Redrive(
+                self.storage.broker,
+                policy,
+                schemas,
+                Identity.sealer(state),
+                dead_sealer,
+                on_storage=self.storage.call,
+                on_scrub=on_scrub,
+            )
+        # It shapes for all recipients and reaches none: it has nobody's address or credentials.
+        shaping = {
+            name: self.sinks.get(name) or _without_credentials(recipient.sink)
+            for name, recipient in policy.recipients.items()
+            if recipient.sink
+        }
+        self.pseudonymizer = Pseudonymizer(
+            self.storage.broker,
+            identity,
+            Terms(policy=policy, schemas=schemas, register=register, sinks=shaping),
+            on_storage=self.storage.call,
+            on_scrub=on_scrub,
+            bury=burying(dead_sealer, "pseudonymizer"),
+            brake=self._brake(),
+        )
+
+    def _bury(self, stage: str) -> Bury:
+        """Say what becomes of what a recipient refuses for good."""
+        public = self.settings.state_dir / "keys" / "public.json"
+        if not self.part.whole and not public.exists():
+            self._say(
+                "Dead letters: what a recipient refuses is counted and its content forgotten. "
+                f"To keep it, sealed: put the public keys at {public}"
+            )
+            return forgetting
+        return burying(load_dead_letter_sealer(public), stage)
+
+    def _open_audit(self, state: Path) -> None:
+        """Open the audit log and witness what starts, before it does."""
+        export = self.settings.audit.checkpoints
+        self.audit = AuditLog(
+            state / AUDIT_FILE,
+            # Who holds no keys signs nothing: its log is a chain of digests, without checkpoints.
+            signer=self._signer if self.part.pseudonymizer else None,
+            export=Path(export) if export else None,
+        )
+        self._open.callback(self.audit.close)
+        what: Body = {
+            "role": self.part.name,
+            "version": _VERSION,
+            "environment": self.settings.environment,
+        }
+        self.witness("role:run", "run.start", what)
+        policy = self.policy
+        what = {"digest": policy.digest, "notice": policy.notice.version}
+        self.witness("role:run", "policy.load", what)
+        for name, recipient in policy.recipients.items():
+            if recipient.refused:
+                reason = " ".join(recipient.refused.split())[:400]
+                what = {"recipient": name, "reason": reason}
+                self.witness("role:run", "recipient.refuse", what)
+
     async def _listen(self) -> None:
         settings = self.settings
-        bind, admin_bind = Bind.parse(settings.bind), Bind.parse(settings.admin_bind)
-        if not settings.trial and not bind.loopback:
+        admin_bind = Bind.parse(settings.admin_bind)
+        gateway = self._gateway()
+        self.admin = Admin(self)
+        self._open.push_async_callback(self.admin.stop)
+        with _taken("admin_bind", settings.admin_bind):
+            self.admin_address = await self.admin.start(
+                admin_bind.host, admin_bind.port, settings.state_dir / "admin.sock"
+            )
+        if gateway is not None:
+            self.gateway = gateway
+            bind = Bind.parse(settings.bind)
+            with _taken("bind", settings.bind):
+                self.address = await gateway.start(bind.host, bind.port)
+
+    def _gateway(self) -> Gateway | None:
+        settings = self.settings
+        if self.intake is None:
+            return None
+        if not settings.trial and not Bind.parse(settings.bind).loopback:
             raise ConfigError(
                 f"bind {settings.bind} would take events in clear over the network.",
                 remedy="Bind to loopback and put a TLS proxy before it.",
             )
+        if not settings.trial and not settings.project:
+            raise ConfigError(
+                "no client may send: no [project.NAME] is configured.",
+                remedy="Give each application a [project.NAME] with key and tenant.",
+            )
         projects = Projects(settings.project, open_to_all=settings.trial and not settings.project)
         if projects.open_to_all:
             self._say("Clients: any key is accepted (no [project.…] is configured).")
-        gateway = Gateway(
+        return Gateway(
             self.intake,
             self.storage.store,
             projects=projects,
@@ -282,18 +520,20 @@ class Runner:
             trusted_proxies=settings.gateway.trusted_proxies,
             events_per_minute=settings.gateway.events_per_minute,
             limits=Limits(stop_s=_DRAIN_S),
-            ready=lambda: not self.pseudonymizer.holding,
+            ready=lambda: not self.holding,
             count=self._count,
         )
-        self.gateway = gateway
-        self.admin = Admin(self)
-        self._open.push_async_callback(self.admin.stop)
-        with _taken("admin_bind", settings.admin_bind):
-            self.admin_address = await self.admin.start(
-                admin_bind.host, admin_bind.port, settings.state_dir / "admin.sock"
-            )
-        with _taken("bind", settings.bind):
-            self.address = await gateway.start(bind.host, bind.port)
+
+    @property
+    def holding(self) -> str:
+        """Why nothing is taken at the moment; empty if all is well."""
+        if self.pseudonymizer is not None:
+            return self.pseudonymizer.holding
+        return "BrokerError" if self.storage.failing else ""
+
+    def _brake(self) -> Brake:
+        dead = self.settings.dead
+        return Brake(run_length=dead.run_length, ratio=dead.ratio)
 
     def _count(self, name: str, labels: tuple[str, ...], number: int) -> None:
         self.seen[name, labels] += number
@@ -344,15 +584,93 @@ class Runner:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set; then stop taking, drain what is in flight, and close."""
-        loops: Mapping[str, Callable[[asyncio.Event], Awaitable[None]]] = {
-            "pseudonymizer": self.pseudonymizer.run,
-            **{name: forwarder.run for name, forwarder in self.forwarders.items()},
+        loops: dict[str, Callable[[asyncio.Event], Awaitable[None]]] = {
+            name: forwarder.run for name, forwarder in self.forwarders.items()
         }
+        loops |= {"audit": self._audit_hourly, "sweeper": self._sweep}
+        if self.pseudonymizer is not None:
+            loops |= {"pseudonymizer": self.pseudonymizer.run, "keys": self._tend}
+        if self.upkeep is not None:
+            loops["upkeep"] = self.upkeep.run
+        if hasattr(self.storage.broker, "tend"):
+            loops["log"] = self._tend_log
         self._loops = [
             asyncio.create_task(self._watched(name, loop), name=name)
             for name, loop in loops.items()
         ]
         await stop.wait()
+
+    async def _tend(self, stop: asyncio.Event) -> None:
+        """Rotate, destroy and back up keys when it is their time."""
+        identity, pseudonymizer = self.identity, self.pseudonymizer
+        if identity is None or pseudonymizer is None:
+            return
+        periods = keeps(self.policy)
+        while not stop.is_set():
+            try:
+                turns = await asyncio.get_running_loop().run_in_executor(
+                    None,
+                    lambda: identity.tend(keeps=periods, holding=bool(pseudonymizer.holding)),
+                )
+                for turn in turns:
+                    _log.info(f"key_{turn.what}", use=turn.key.use, kid=turn.key.kid)
+                    await asyncio.to_thread(self._witness_key, turn)
+            except KeyringError as error:
+                # Nothing stops for this: keys in use stay in use. But somebody has to look.
+                _log.error("keys_untended", reason=str(error))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), _TEND_S)
+
+    async def _tend_log(self, stop: asyncio.Event) -> None:
+        """Let the log do what it must do while nobody asks it, and see that it comes back."""
+        broker: Any = self.storage.broker
+        while not stop.is_set():
+            tending = asyncio.ensure_future(self.storage.call(broker.tend))
+            done, _ = await asyncio.wait({tending}, timeout=_STUCK_S)
+            if broker.fenced or not done:
+                # Somebody has our name, or a call that is bounded does not end: only a new process
+                # helps. What was not finished is polled again.
+                _log.error("log_lost", fenced=broker.fenced, busy_s=round(broker.busy_s))
+                os._exit(_EXIT_LOG_LOST)
+            with suppress(BrokerError):
+                tending.result()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), _LOG_S)
+
+    async def _sweep(self, stop: asyncio.Event) -> None:
+        """Delete dead and held parcels whose retention has ended, a stretch at a time."""
+        while not stop.is_set():
+            await self.sweep_once()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), _SWEEP_S)
+
+    async def sweep_once(self) -> int:
+        """Go through the dead and the held stream once; give how many parcels were deleted."""
+        shelf, now = self.storage.broker, datetime.now(UTC)
+        if not isinstance(shelf, Shelf):
+            return 0  # on Kafka the topic's own retention deletes
+        swept = 0
+        ends: Mapping[str, Callable[[Parcel], bool]] = {
+            DEAD: lambda letter: now >= ends_at(letter, self.policy.dead_letters),
+            HELD: lambda parcel: now >= parcel.retain_until,
+        }
+        for stream, ended in ends.items():
+            after = 0
+            while not self._stop.is_set():
+                count, after = await self.storage.call(
+                    partial(sweep, shelf, stream, ended, after=after)
+                )
+                swept += count
+                if not after:
+                    break
+        if isinstance(shelf, Spool):
+            gone = await self.storage.call(
+                shelf.forget_lost, moment_before(now, self.policy.dead_letters)
+            )
+            swept += gone
+        if swept:
+            _log.info("swept", parcels=swept)
+        return swept
 
     async def _watched(self, name: str, loop: Callable[[asyncio.Event], Awaitable[None]]) -> None:
         """Keep a loop going: an error of ours costs a second, never the loop and never an event."""
@@ -377,18 +695,130 @@ class Runner:
             await asyncio.gather(*late, return_exceptions=True)
         await self._open.aclose()
 
-    def order(self, names: Collection[str], *, paused: bool) -> None:
-        """Pause recipients or go on with them; the order outlives this process."""
+    async def order(self, names: Collection[str], *, paused: bool, actor: str) -> None:
+        """Pause recipients or go on with them; the order outlives this process.
+
+        A pause protects, so it is done before it is recorded; to go on is recorded first.
+
+        Args:
+            names: Of recipients there are.
+            paused: Whether to pause.
+            actor: Who orders it, as `AuditLog.record` takes it.
+
+        Raises:
+            AuditError: It could not be recorded; nothing was resumed.
+        """
+        action = "recipient.pause" if paused else "recipient.resume"
+        if not paused:
+            await asyncio.to_thread(self._witness_each, actor, action, names)
         for name in names:
             self.forwarders[name].paused = paused
+            if not paused:
+                self.forwarders[name].brake.release()
         self._paused.write(name for name, each in self.forwarders.items() if each.paused)
+        if paused:
+            await asyncio.to_thread(self._witness_each, actor, action, names)
+
+    def _signer(self) -> Signer:
+        if self.identity is None:
+            raise KeyringError("There is no key to sign with yet.")
+        return self.identity.signer()
+
+    def _checkpoint(self) -> None:
+        if self.identity is not None:
+            self.audit.checkpoint()
+
+    def witness(self, actor: str, action: str, what: Body, result: str = "done") -> None:
+        """Record something in the audit log, under the live policy.
+
+        Raises:
+            AuditError: It cannot be written.
+        """
+        self.audit.record(actor, action, what, result, self.policy.digest)
+
+    def _witness_each(self, actor: str, action: str, names: Iterable[str]) -> None:
+        for name in names:
+            self.witness(actor, action, {"recipient": name})
+
+    def _witness_key(self, turn: Turn) -> None:
+        self.witness("role:run", _KEY_ACTIONS[turn.what], about_key(turn.key))
+
+    async def _audit_hourly(self, stop: asyncio.Event) -> None:
+        """Each hour: what went to whom, what is past its period, and a signed checkpoint."""
+        # Kept over a failure, so that the next hour tells what this one could not.
+        since, before = self._told = self._told or (datetime.now(UTC), (await self.books()).sent())
+        while not stop.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), self.audit_every_s)
+            now, sent = datetime.now(UTC), (await self.books()).sent()
+            for name, counts in sent.items():
+                fresh: dict[str, str | int] = {
+                    word: count - before.get(name, {}).get(word, 0)
+                    for word, count in counts.items()
+                }
+                fresh |= {"recipient": name, "since": since.isoformat(timespec="seconds")}
+                await asyncio.to_thread(self.witness, "role:run", "egress.total", fresh)
+            since, before = self._told = now, sent
+            keep_years = self.policy.ways_back.audit.keep_years
+            await asyncio.to_thread(self.audit.prune, keep_years=keep_years)
+            await asyncio.to_thread(self._checkpoint)
+
+    def _depart(self) -> None:
+        """Record the stop; a log that fails now must not keep anything from being closed."""
+        try:
+            self.witness("role:run", "run.stop", {"role": self.part.name})
+            self._checkpoint()
+        except AuditError as error:
+            _log.error("audit_failed", error=type(error).__name__)
+
+    async def snapshot(self) -> Snapshot:
+        """Read everything that ``telemetry status`` tells of."""
+        shelf = self.storage.broker
+        books = await self.books()
+        oldest: dict[str, Parcel] = {}
+        room: dict[str, Room] = {}
+        if isinstance(shelf, Shelf):
+            oldest, room = await self.storage.call(lambda: (shelf.oldest(), shelf.room()))
+        return Snapshot(
+            now=datetime.now(UTC),
+            books=books,
+            holding=self.holding,
+            forwarders={name: each.state() for name, each in self.forwarders.items()},
+            policy=self.policy.digest,
+            accepted=self.register.accepts(self.policy.digest),
+            environment=self.settings.environment,
+            stand_ins=tuple(self.stand_ins),
+            oldest=oldest,
+            room=room,
+            letters=self.policy.dead_letters,
+        )
 
     async def books(self) -> Books:
         """Read the books as they stand."""
-        entries, pending = await self.storage.call(
-            lambda: (self.storage.broker.books(), self.storage.broker.pending())
-        )
-        return Books(entries, pending, tuple(self.sinks))
+        if self.pseudonymizer is None and self.intake is not None:
+            return Books(dict(self.storage.stored), {}, (), whole=False)
+        broker = self.storage.broker
+        if self.pseudonymizer is None:
+            # A forwarder may not read the sealed log, so it knows its own recipients only.
+            shared: Any = broker
+            entries, pending = await self.storage.call(shared.books_of, tuple(self.sinks))
+            return Books(entries, pending, tuple(self.sinks))
+        snapshot = getattr(broker, "snapshot", lambda: (broker.books(), broker.pending()))
+        entries, pending = await self.storage.call(snapshot)
+        names = tuple(n for n, recipient in self.policy.recipients.items() if recipient.sink)
+        return Books(entries, pending, names, shelved=isinstance(broker, Shelf))
+
+
+def keeps(policy: Policy) -> dict[str, Period]:
+    """Tell for each token domain how long an event of it may be processed and kept at all."""
+    keeps: dict[str, Period] = {}
+    for recipient in policy.recipients.values():
+        for purpose in recipient.purposes:
+            period = policy.retention[policy.purposes[purpose].retention]
+            known = keeps.setdefault(recipient.domain, period)
+            if period.may_exceed(known):
+                keeps[recipient.domain] = period
+    return keeps
 
 
 @contextmanager
@@ -403,12 +833,26 @@ def _taken(name: str, address: str) -> Iterator[None]:
         ) from None
 
 
+def _without_credentials(named: str) -> Sink:
+    """Make a sink that cannot send: its ``shape`` needs no configuration."""
+    module, _, class_name = named.partition(":")
+    try:
+        sink_class: type[Sink] = getattr(importlib.import_module(module), class_name)
+    except (ImportError, AttributeError):
+        raise ConfigError(
+            f"recipients.toml names the sink {named!r}, which does not exist.",
+            remedy="Name an importable class as module:Class.",
+        ) from None
+    return sink_class.__new__(sink_class)
+
+
 _RECIPIENT_KEYS: Final = (*(f.name for f in msgspec.structs.fields(RecipientSettings)), "api_key")
 
 
 def _given(settings: RecipientSettings) -> dict[str, str]:
     """Keyword arguments for a sink: what is set, with secrets read from their files."""
     given = {key: value for key, value in msgspec.to_builtins(settings).items() if value}
+    given.pop("search", None)  # for who searches there, not for what sends
     if path := given.pop("api_key_file", ""):
         try:
             given["api_key"] = Path(path).read_text("utf-8").strip()

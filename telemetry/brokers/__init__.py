@@ -27,7 +27,10 @@ __all__ = [
     "Broker",
     "Counts",
     "Entry",
+    "Kept",
     "Polled",
+    "Room",
+    "Shelf",
     "clean",
     "pack",
     "stage_of",
@@ -60,7 +63,7 @@ class Entry(NamedTuple):
     Attributes:
         stage: ``edge``, ``pseudonymizer`` or the name of a recipient.
         outcome: ``items_in``, ``sealed``, ``scrubbed``, ``routed``, ``delivered``, ``dropped``,
-            ``dead``, ``held`` or ``resent`` (the last outside the equations).
+            ``dead``, ``held``, ``replayed``; outside the equations ``resent``, ``forgotten``.
         reason: Why, for ``dropped`` and ``dead``; else empty.
     """
 
@@ -130,6 +133,62 @@ class Broker(Protocol):
 
     def close(self) -> None:
         """Let go of files and connections. What was acknowledged stays."""
+
+
+class Kept(NamedTuple):
+    """A parcel where it lies.
+
+    Attributes:
+        seq: Number of its record; one record may hold several parcels.
+        parcel: Itself.
+    """
+
+    seq: int
+    parcel: Parcel
+
+
+class Room(NamedTuple):
+    """How much of its share of the log a stream has used."""
+
+    used_bytes: int
+    most_bytes: int
+
+
+@runtime_checkable
+class Shelf(Broker, Protocol):
+    """A log in which one can look without finishing, and take single parcels out.
+
+    What dead and held parcels need: nobody reads those streams to their end. The embedded log is
+    one; on Kafka the topic's own retention deletes, and other tools look.
+    """
+
+    def look(self, stream: str, after: int, most: int) -> list[Kept]:
+        """Give the parcels of whole records behind `after`: at least one record, if there is any.
+
+        Args:
+            stream: Where to look.
+            after: `Kept.seq` behind which to begin; 0: at the oldest.
+            most: After so many parcels no further record is begun.
+        """
+
+    def take_out(
+        self,
+        stream: str,
+        gone: Sequence[Kept],
+        counts: Counts,
+        outputs: Mapping[str, Sequence[Parcel]] | None = None,
+    ) -> None:
+        """Delete these parcels, store outputs and add counts: all durable together.
+
+        Raises:
+            BrokerError: One of them is not there any more; nothing was changed.
+        """
+
+    def oldest(self) -> dict[str, Parcel]:
+        """Give the first unfinished parcel of each stream that has one."""
+
+    def room(self) -> dict[str, Room]:
+        """Give what each stream uses of its share; ``""`` stands for the log as a whole."""
 
 
 def pack(parcels: Sequence[Parcel]) -> Iterator[tuple[bytes, int]]:

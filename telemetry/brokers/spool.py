@@ -28,9 +28,10 @@ import os
 import sqlite3
 import time
 import weakref
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from threading import Lock
@@ -40,7 +41,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 
 from telemetry.batch import decode_batch
-from telemetry.brokers import DEAD, HELD, Counts, Entry, Polled, pack, stage_of
+from telemetry.brokers import DEAD, HELD, SEALED, Counts, Entry, Kept, Polled, Room, pack, stage_of
 from telemetry.errors import BrokerError, DecodeError, KeyringError, SpoolFull
 from telemetry.parcel import Parcel
 
@@ -53,7 +54,7 @@ BALLAST_BYTES: Final = 16 * 1024**2
 _log = logging.getLogger(__name__)
 
 _APPLICATION_ID: Final = 0x4D696C63  # "Milc", so that `file` and a wrong path can be told apart
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _NONCE_BYTES: Final = 12
 # A checkpoint moves this many pages of 4 KiB. Small, because when the disk is full the WAL must
 # fit into what the ballast gives back; larger values gained nothing measurable.
@@ -61,7 +62,18 @@ _CHECKPOINT_PAGES: Final = 512
 # Give pages back to the file system once this many are free and outnumber those in use.
 _SHRINK_PAGES: Final = 1024
 _SHRINK_EVERY_S: Final = 1.0
+# Parts of the quota that a stream may take (docs/decisions/0014-shares-of-the-log.md). What is
+# left, a quarter with two recipients, is the sealed log's alone: intake stops for nobody else.
+_SHARES: Final = {DEAD: 1 / 8, HELD: 1 / 8}
+_CLEAN_SHARE: Final = 1 / 4
+# Above its share a dead letter is kept without its original, this far.
+_BARE: Final = 1.25
+_ROW_BYTES: Final = 100
 
+_SIZES: Final = """
+CREATE TABLE sizes (stream TEXT PRIMARY KEY, bytes INTEGER NOT NULL) WITHOUT ROWID;
+INSERT INTO sizes SELECT stream, sum(length(sealed)) FROM log GROUP BY 1;
+"""
 _TABLES: Final = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE log (
@@ -107,8 +119,10 @@ class Spool:
         path: The database file. Its folder must exist; beside it appear ``-wal`` and ``.ballast``.
         key: 32 random bytes that seal the batches. The same ones each time.
         quota_bytes: `append` raises `SpoolFull` above this. Outputs of `finish` may use an eighth
-            more, and dead or held parcels whatever the disk has: refusing those could stop a
-            stage for ever.
+            more. Of it, the dead and the held stream may take an eighth each, each clean stream a
+            quarter. Above its share a dead letter loses its original (`forgotten` in the books),
+            and further ones, as all parcels of the other streams, are not stored but counted as
+            dropped, ``no_room``, at the stage that would have read them.
         ballast_bytes: Size of a file that is deleted when the disk is full, because SQLite needs
             room even to delete. Must be larger than the WAL (2 MiB and the largest transaction).
 
@@ -140,10 +154,12 @@ class Spool:
         self._disk_full = False
         self._damaged = False
         self._shrink_at = 0.0
+        self._told: set[str] = set()
         # Mirrors of what is committed: they answer without reading, and after a disk error tell
         # whether the file still holds what was acknowledged.
         self._cursors: dict[tuple[str, str], int] = {}
         self._pending: dict[str, int] = {}
+        self._bytes: dict[str, int] = {}
         self._last_seq = 0
         self._open()
         _open_spools.add(self)
@@ -168,11 +184,12 @@ class Spool:
             SpoolFull: The quota is used up, or the disk is. Nothing was stored.
             BrokerError: The file cannot be written. Nothing was acknowledged.
         """
-        rows = self._seal(stream, parcels)
-        for other, others in (beside or {}).items():
-            rows += self._seal(other, others)
+        own = self._seal(stream, parcels) if stream == SEALED else []
+        extra = {**({} if stream == SEALED else {stream: parcels}), **(beside or {})}
         with self._lock:
             connection = self._ready()
+            rows, counts = self._within_shares(extra, counts)
+            rows = own + rows
             if rows:
                 self._refuse_when_full(connection, sum(len(sealed) for _, _, sealed in rows))
             with self._transaction(connection):
@@ -222,12 +239,12 @@ class Spool:
         position = polled.position
         if not isinstance(position, _Position):
             raise BrokerError("This was polled from another broker.")
-        rows = [row for stream, parcels in outputs.items() for row in self._seal(stream, parcels)]
         with self._lock:
             connection = self._ready()
             mark = (polled.stream, polled.group)
             if self._cursors.get(mark) != position.start:
                 raise BrokerError("The position has moved since this poll. Poll again.")
+            rows, counts = self._within_shares(outputs, counts)
             if rows:
                 self._refuse_growth(connection, rows)
             cursors = self._cursors | {mark: position.last}
@@ -235,20 +252,22 @@ class Spool:
             with self._transaction(connection):
                 last = self._insert(connection, rows)
                 self._count(connection, counts)
-                finished = 0
+                finished = freed = 0
                 if position.last != position.start:
                     connection.execute(
                         'UPDATE cursors SET seq = ? WHERE stream = ? AND "group" = ?',
                         (position.last, *mark),
                     )
                     below = (polled.stream, done)
-                    [(finished,)] = connection.execute(
-                        "SELECT ifnull(sum(events), 0) FROM log WHERE stream = ? AND seq <= ?",
+                    [(finished, freed)] = connection.execute(
+                        "SELECT ifnull(sum(events), 0), ifnull(sum(length(sealed)), 0)"
+                        " FROM log WHERE stream = ? AND seq <= ?",
                         below,
                     )
                     connection.execute("DELETE FROM log WHERE stream = ? AND seq <= ?", below)
+                    self._resize(connection, polled.stream, -freed)
             self._cursors = cursors
-            self._pending[polled.stream] = self._pending.get(polled.stream, 0) - finished
+            self._leave(polled.stream, finished, freed)
             self._note(rows, last)
 
     def books(self) -> dict[Entry, int]:
@@ -267,6 +286,111 @@ class Spool:
         with self._lock:
             self._ready()
             return {stream: events for stream, events in self._pending.items() if events}
+
+    # ------------------------------------------------------------------ a shelf
+
+    def look(self, stream: str, after: int, most: int) -> list[Kept]:
+        """Give the parcels of whole records behind `after`. Records that do not open are left out.
+
+        Raises:
+            BrokerError: The file cannot be read.
+        """
+        kept: list[Kept] = []
+        with self._lock:
+            connection = self._ready()
+            with self._reading():
+                rows = connection.execute(
+                    "SELECT seq, events, sealed FROM log WHERE stream = ? AND seq > ? ORDER BY seq",
+                    (stream, after),
+                )
+                for seq, events, sealed in rows:
+                    with suppress(DecodeError):
+                        opened = decode_batch(self._open_bytes(stream, events, sealed))
+                        kept += (Kept(seq, parcel) for parcel in opened)
+                    if len(kept) >= most:
+                        rows.close()
+                        break
+        return kept
+
+    def take_out(
+        self,
+        stream: str,
+        gone: Sequence[Kept],
+        counts: Counts,
+        outputs: Mapping[str, Sequence[Parcel]] | None = None,
+    ) -> None:
+        """Delete single parcels, store outputs and add counts: one transaction.
+
+        What is left of a record stays at its place, sealed anew.
+
+        Raises:
+            SpoolFull: The outputs need more room than is left. Nothing was changed.
+            BrokerError: One of them is not there any more, or the file cannot be written.
+        """
+        with self._lock:
+            connection = self._ready()
+            rows, counts = self._within_shares(outputs or {}, counts)
+            if rows:
+                self._refuse_when_full(connection, sum(len(sealed) for _, _, sealed in rows))
+            freed = 0
+            with self._transaction(connection):
+                for seq in sorted({one.seq for one in gone}):
+                    leaving = [one.parcel for one in gone if one.seq == seq]
+                    freed += self._thin_out(connection, stream, seq, leaving)
+                last = self._insert(connection, rows)
+                self._resize(connection, stream, -freed)
+                self._count(connection, counts)
+            self._leave(stream, len(gone), freed)
+            self._note(rows, last)
+
+    def _thin_out(
+        self, connection: sqlite3.Connection, stream: str, seq: int, leaving: Sequence[Parcel]
+    ) -> int:
+        """Delete parcels of one record, and the record with its last one; give the bytes freed."""
+        row = connection.execute(
+            "SELECT events, sealed FROM log WHERE stream = ? AND seq = ?", (stream, seq)
+        ).fetchone()
+        if row is None:
+            raise BrokerError("It is not there any more.")
+        try:
+            left = decode_batch(self._open_bytes(stream, *row))
+        except DecodeError:
+            raise BrokerError("It cannot be read any more.") from None
+        for parcel in leaving:
+            if parcel not in left:
+                raise BrokerError("It is not there any more.")
+            left.remove(parcel)
+        if not left:
+            connection.execute("DELETE FROM log WHERE seq = ?", (seq,))
+            return len(row[1])
+        # Fewer parcels of one header than before: they fit into the one batch they came from.
+        [(_, events, sealed)] = self._seal(stream, left)
+        connection.execute(
+            "UPDATE log SET events = ?, sealed = ? WHERE seq = ?", (events, sealed, seq)
+        )
+        return len(row[1]) - len(sealed)
+
+    def oldest(self) -> dict[str, Parcel]:
+        """Give the first unfinished parcel of each stream that has one and can be read."""
+        return {
+            stream: kept[0].parcel
+            for stream in self.pending()
+            if (kept := self.look(stream, self._done(stream), 1))
+        }
+
+    def _done(self, stream: str) -> int:
+        """Up to where every known group has read a stream."""
+        return min((seq for (name, _), seq in self._cursors.items() if name == stream), default=0)
+
+    def room(self) -> dict[str, Room]:
+        """Give what each stream uses of its share; ``""`` stands for the file as a whole."""
+        with self._lock:
+            connection = self._ready()
+            found = {"": Room(self._used_bytes(connection), self._quota_bytes)}
+            for stream in sorted({*self._bytes, DEAD, HELD}):
+                most = self._share_bytes(stream)
+                found[stream] = Room(self._bytes.get(stream, 0), most or self._quota_bytes)
+        return found
 
     def close(self) -> None:
         """Fold the WAL into the file and let go of it. What was acknowledged stays."""
@@ -378,11 +502,15 @@ class Spool:
         connection.execute("BEGIN EXCLUSIVE")
         [(version,)] = connection.execute("PRAGMA user_version")
         [(application,)] = connection.execute("PRAGMA application_id")
-        if (application, version) == (0, 0):
+        if (application, version) == (_APPLICATION_ID, 1):
+            for statement in _SIZES.split(";"):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {_FORMAT}")
+        elif (application, version) == (0, 0):
             [(tables,)] = connection.execute("SELECT count(*) FROM sqlite_schema")
             if tables:
                 raise BrokerError(f"{self._path} is a database, but no spool.")
-            for statement in _TABLES.split(";"):
+            for statement in (_TABLES + _SIZES).split(";"):
                 connection.execute(statement)
             proof = self._seal_bytes("meta", 0, b"milchglas spool")
             connection.execute("INSERT INTO meta VALUES ('proof', ?)", (proof,))
@@ -414,6 +542,7 @@ class Spool:
             raise BrokerError(f"{self._path} has lost what it acknowledged, in a disk error.")
         self._cursors, self._last_seq = cursors, last
         self._pending = dict(connection.execute("SELECT stream, sum(events) FROM log GROUP BY 1"))
+        self._bytes = dict(connection.execute("SELECT stream, bytes FROM sizes"))
 
     def _ready(self) -> sqlite3.Connection:
         """Give the connection, opened again if a disk error made it untrustworthy."""
@@ -501,7 +630,19 @@ class Spool:
                 "INSERT INTO log (stream, events, sealed) VALUES (?, ?, ?)", row
             )
             last = done.lastrowid or last
+        added: Counter[str] = Counter()
+        for stream, _, sealed in rows:
+            added[stream] += len(sealed)
+        for stream, size in added.items():
+            self._resize(connection, stream, size)
         return last
+
+    def _resize(self, connection: sqlite3.Connection, stream: str, more_bytes: int) -> None:
+        if more_bytes:
+            connection.execute(
+                "INSERT INTO sizes VALUES (?, ?) ON CONFLICT DO UPDATE SET bytes = bytes + ?",
+                (stream, more_bytes, more_bytes),
+            )
 
     def _count(self, connection: sqlite3.Connection, counts: Counts) -> None:
         for entry, n in counts.items():
@@ -513,9 +654,14 @@ class Spool:
 
     def _note(self, rows: Sequence[tuple[str, int, bytes]], last: int) -> None:
         """Bring the mirrors up to what has just been committed."""
-        for stream, events, _ in rows:
-            self._pending[stream] = self._pending.get(stream, 0) + events
+        for stream, events, sealed in rows:
+            self._leave(stream, -events, -len(sealed))
         self._last_seq = last
+
+    def _leave(self, stream: str, events: int, size: int) -> None:
+        """Bring the mirrors up to what has left a stream."""
+        self._pending[stream] = self._pending.get(stream, 0) - events
+        self._bytes[stream] = self._bytes.get(stream, 0) - size
 
     def _register(self, connection: sqlite3.Connection, stream: str, group: str) -> int:
         """Make a group known, at the oldest record that is still there."""
@@ -558,15 +704,21 @@ class Spool:
         They stay as they are: another version, or a backup of the disk, may still read them.
         """
         events = sum(events for _, events in unreadable)
+        freed = 0
         with self._transaction(connection):
             for seq, _ in unreadable:
+                [(size,)] = connection.execute(
+                    "SELECT length(sealed) FROM log WHERE seq = ?", (seq,)
+                )
+                freed += size
                 connection.execute(
                     "INSERT INTO lost SELECT seq, stream, events, sealed, ? FROM log WHERE seq = ?",
                     (int(time.time()), seq),
                 )
                 connection.execute("DELETE FROM log WHERE seq = ?", (seq,))
+            self._resize(connection, stream, -freed)
             self._count(connection, {Entry(stage_of(stream), "dead", "unreadable_record"): events})
-        self._pending[stream] = self._pending.get(stream, 0) - events
+        self._leave(stream, events, freed)
 
     # ------------------------------------------------------------------ room
 
@@ -575,6 +727,34 @@ class Spool:
             [(pages,)] = connection.execute("PRAGMA page_count")
             [(free,)] = connection.execute("PRAGMA freelist_count")
         return int(pages - free) * 4096
+
+    def _share_bytes(self, stream: str) -> int:
+        """Most bytes that a stream may take; 0: as many as the quota has."""
+        share = _CLEAN_SHARE if stream.startswith("clean.") else _SHARES.get(stream, 0.0)
+        return int(self._quota_bytes * share)
+
+    def _within_shares(
+        self, outputs: Mapping[str, Sequence[Parcel]], counts: Counts
+    ) -> tuple[list[tuple[str, int, bytes]], Counts]:
+        """Seal what goes into each stream, as far as its share goes; count what does not."""
+        rows: list[tuple[str, int, bytes]] = []
+        for stream, given in outputs.items():
+            parcels, most = given, self._share_bytes(stream)
+            free = most - self._bytes.get(stream, 0) if most else _size_of(parcels)
+            if parcels and stream == DEAD and _size_of(parcels) > free:
+                parcels = [replace(parcel, body=b"", capsule=b"") for parcel in parcels]
+                free += int(most * (_BARE - 1))
+                forgotten = Entry(DEAD, "forgotten")
+                counts = {**counts, forgotten: counts.get(forgotten, 0) + len(parcels)}
+            if parcels and _size_of(parcels) > free:
+                lost = Entry(stage_of(stream), "dropped", "no_room")
+                counts = {**counts, lost: counts.get(lost, 0) + len(parcels)}
+                parcels = ()
+            if len(parcels) < len(given) and stream not in self._told:
+                self._told.add(stream)
+                _log.error("share_used_up stream=%s", stream)
+            rows += self._seal(stream, parcels)
+        return rows, counts
 
     def _refuse_when_full(self, connection: sqlite3.Connection, more_bytes: int) -> None:
         """Refuse new parcels above the quota, and while the disk has no room for the ballast."""
@@ -711,6 +891,8 @@ class Spool:
         with suppress(sqlite3.Error):
             for row in damaged.execute("SELECT * FROM lost"):
                 fresh.execute("INSERT INTO lost VALUES (?, ?, ?, ?, ?)", row)
+        fresh.execute("DELETE FROM sizes")
+        fresh.execute("INSERT INTO sizes SELECT stream, sum(length(sealed)) FROM log GROUP BY 1")
         fresh.execute("DELETE FROM sqlite_sequence")
         fresh.execute("INSERT INTO sqlite_sequence VALUES ('log', ?)", (last,))
 
@@ -731,6 +913,11 @@ class Spool:
         if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
             return BrokerError(f"{self._path} is damaged. Move it away, keep it, and start anew.")
         return BrokerError(f"{self._path} cannot be read or written ({name}).")
+
+
+def _size_of(parcels: Sequence[Parcel]) -> int:
+    """Bytes that parcels take, about."""
+    return sum(len(p.body) + len(p.capsule) + len(p.remarks) + _ROW_BYTES for p in parcels)
 
 
 def _name_of(error: sqlite3.Error) -> str:

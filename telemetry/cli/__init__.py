@@ -13,7 +13,13 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
-from telemetry.errors import ConfigError, TelemetryError, TransportError
+from telemetry.errors import (
+    ConfigError,
+    EventError,
+    RefusedError,
+    TelemetryError,
+    TransportError,
+)
 
 __all__ = ["app", "main"]
 
@@ -49,14 +55,28 @@ def complain(error: Exception) -> int:
         console.print("[bold red]Cannot start:[/] ", end="")
         console.print(str(error), markup=False)
         return EXIT_CONFIG
-    console.print("[bold red]Error:[/] ", end="")
+    console.print(
+        f"[bold red]{'Refused' if isinstance(error, RefusedError) else 'Error'}:[/] ", end=""
+    )
     console.print(str(error), markup=False)
-    return EXIT_ABSENT if not isinstance(error, TransportError) else EXIT_NO
+    return EXIT_NO if isinstance(error, (RefusedError, EventError, TransportError)) else EXIT_ABSENT
 
 
 def main() -> None:
     """Run the command line."""
-    from telemetry.cli import demo, explain, operate, scrub  # noqa: F401, PLC0415 - they register commands
+    from telemetry.cli import (  # noqa: PLC0415
+        account,  # noqa: F401 - they register commands
+        audit,  # noqa: F401
+        demo,  # noqa: F401
+        explain,  # noqa: F401
+        keys,  # noqa: F401
+        letters,  # noqa: F401
+        operate,  # noqa: F401
+        policies,  # noqa: F401
+        roles,  # noqa: F401
+        scrub,  # noqa: F401
+        vault,  # noqa: F401
+    )
 
     try:
         app()

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from telemetry.dialects.sample import Sample
     from telemetry.explain import Explainer, Explanation, Row
 
-__all__: list[str] = []
+__all__ = ["policy_app"]
 
-policy_app = typer.Typer(no_args_is_help=True, help="Look at policies before they are live.")
+policy_app = typer.Typer(no_args_is_help=True, help="Look at policies, and take one back.")
 app.add_typer(policy_app, name="policy")
 
 _WIDTH: Final = 100

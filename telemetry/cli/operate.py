@@ -1,4 +1,4 @@
-"""Commands that run and look at a pipeline: run, check, books, pause, resume."""
+"""Commands that run and look at a pipeline: run, check, books, status, pause, resume."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import typer
@@ -20,9 +20,14 @@ from rich.table import Table
 from telemetry import logs
 from telemetry.admin import ask
 from telemetry.cli import EXIT_NO, Config, Json, State, app
-from telemetry.config import Settings, load_settings
+from telemetry.config import Settings, check_vault, load_settings
+from telemetry.errors import AuditError
+from telemetry.status import spoken
 
-__all__ = ["print_books"]
+if TYPE_CHECKING:
+    from telemetry.run import Part
+
+__all__ = ["print_books", "print_status", "serve"]
 
 
 def _settings(config: Path | None, state: Path | None, **more: str | None) -> Settings:
@@ -41,7 +46,8 @@ def run(
     """Run gateway, pseudonymizer and forwarders in one process.
 
     Without any configuration it keeps its state in .telemetry/, makes development keys, and sends
-    to local stand-ins for Heap and Sentry, saying so.
+    to local stand-ins for Heap and Sentry, saying so. Anywhere but in development it makes, wraps,
+    rotates and backs up keys by itself, and says once what to keep in a safe place.
 
     Examples:
 
@@ -51,10 +57,16 @@ def run(
     """
     settings = _settings(config, state, bind=bind, admin_bind=admin_bind)
     logs.configure(settings.log, production=settings.production)
-    asyncio.run(_serve(settings))
+    asyncio.run(serve(settings))
 
 
-async def _serve(settings: Settings) -> None:
+async def serve(settings: Settings, part: Part | None = None) -> None:
+    """Run the pipeline, or a part of it, until somebody asks it to stop.
+
+    Raises:
+        ConfigError: It cannot start.
+        BrokerError: The log cannot be opened.
+    """
     from telemetry.run import Runner  # noqa: PLC0415 - help must not wait for the whole pipeline
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -70,14 +82,15 @@ async def _serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ask_to_stop)
     loop.add_signal_handler(signal.SIGHUP, lambda: None)
-    runner = Runner(settings, lambda line: console.print(line, style="yellow", markup=False))
+    runner = Runner(settings, lambda line: console.print(line, style="yellow", markup=False), part)
     try:
         await runner.open()
         policy = runner.policy
         where = escape(str(policy.folder))
         console.print(f"Policy {policy.digest[:12]} of notice {policy.notice.version}, {where}")
-        host, port = runner.address
-        console.print(f"[bold green]Taking events[/] at http://<any-key>@{host}:{port}/1")
+        if runner.gateway is not None:
+            host, port = runner.address
+            console.print(f"[bold green]Taking events[/] at http://<any-key>@{host}:{port}/1")
         admin = ":".join(map(str, runner.admin_address))
         console.print(f"Health and metrics at http://{admin}/metrics; stop with Ctrl-C.")
         await runner.run(stop)
@@ -88,7 +101,7 @@ async def _serve(settings: Settings) -> None:
 
 @app.command()
 def check(*, config: Config = None, state: State = None, as_json: Json = False) -> None:
-    """Check configuration, policy and schemas without starting anything.
+    """Check configuration, keys, policy and schemas without starting anything.
 
     Examples:
 
@@ -100,11 +113,14 @@ def check(*, config: Config = None, state: State = None, as_json: Json = False) 
     from telemetry.rules import Schemas  # noqa: PLC0415
 
     settings = _settings(config, state)
+    check_vault(settings)
     policy = load_policy(policy_dir(settings.policy.path))
     detectors = policy.detectors
     detectors.check_speed(time.thread_time)
     schemas = Schemas(policy, detectors)
+    keys = _keys(settings)
     report = {
+        "keys": keys,
         "policy": policy.digest,
         "notice": policy.notice.version,
         "purposes": {name: purpose.kinds for name, purpose in policy.purposes.items()},
@@ -115,6 +131,10 @@ def check(*, config: Config = None, state: State = None, as_json: Json = False) 
         "kinds": sorted(schemas.records),
         "analytics_events": len(policy.events),
     }
+    if settings.broker.kind == "kafka":
+        from telemetry.cli.roles import when_kafka_is_away  # noqa: PLC0415
+
+        report["when_kafka_is_away"] = when_kafka_is_away(settings)
     if as_json:
         typer.echo(json.dumps(report))
         return
@@ -123,6 +143,24 @@ def check(*, config: Config = None, state: State = None, as_json: Json = False) 
     for name, purpose in policy.purposes.items():
         receives = ", ".join(policy.recipients_of(name)) or "nobody"
         console.print(f"  {name}: {', '.join(purpose.kinds) or 'nothing'} → {receives}")
+    if away := report.get("when_kafka_is_away"):
+        console.print(f"While Kafka is away: {away}", soft_wrap=True)
+    console.print(f"Keys: {keys['state']}. {keys['advice']}".rstrip(), soft_wrap=True, markup=False)
+
+
+def _keys(settings: Settings) -> dict[str, Any]:
+    """Look whether the keys would let it start, and what somebody has to keep safe."""
+    from telemetry.identity import inspect  # noqa: PLC0415
+    from telemetry.run import open_custody  # noqa: PLC0415
+
+    custody = open_custody(settings)
+    ring = inspect(settings.state_dir, environment=settings.environment, custody=custody)
+    counted = 0 if ring is None else sum(k.state != "DESTROYED" for k in ring.entries())
+    return {
+        "state": f"sound, {counted}" if ring else "made at the first start",
+        "wrapped": custody is not None,
+        "advice": custody.advice if custody else "In the clear, for development only.",
+    }
 
 
 @app.command()
@@ -151,6 +189,7 @@ def books(*, config: Config = None, state: State = None, as_json: Json = False) 
 def _books(settings: Settings) -> dict[str, Any]:
     from telemetry.admin import NotRunningError  # noqa: PLC0415
     from telemetry.books import Books  # noqa: PLC0415
+    from telemetry.brokers import Shelf  # noqa: PLC0415
     from telemetry.policy import load_policy, policy_dir  # noqa: PLC0415
     from telemetry.run import open_broker  # noqa: PLC0415
 
@@ -163,7 +202,8 @@ def _books(settings: Settings) -> dict[str, Any]:
         broker = open_broker(settings)
         try:
             names = tuple(n for n, r in policy.recipients.items() if r.sink)
-            answer = Books(broker.books(), broker.pending(), names).as_json()
+            shelved = isinstance(broker, Shelf)
+            answer = Books(broker.books(), broker.pending(), names, shelved=shelved).as_json()
         finally:
             broker.close()
     return answer
@@ -196,6 +236,55 @@ def print_books(console: Console, figures: Mapping[str, Any]) -> None:
 
 
 @app.command()
+def status(*, config: Config = None, state: State = None, as_json: Json = False) -> None:
+    """Answer on one page: losing? leaking? safe now? time left?
+
+    Asks the running pipeline. Exit code 1 if one of the answers is bad.
+
+    losing: books that differ, parcels dropped for want of room or time. leaking: a live policy that
+    was revoked, guards that are off. safe now: every stage works. time left: until something that
+    waits would be lost if nothing of it moved on.
+
+    Examples:
+
+      telemetry status
+
+      telemetry status --json | jq .time_to_loss_s
+    """
+    found = ask(_settings(config, state).state_dir, "GET", "/status")
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        print_status(Console(highlight=False, soft_wrap=True), found)
+    if not found["well"]:
+        raise typer.Exit(EXIT_NO)
+
+
+def print_status(console: Console, found: Mapping[str, Any]) -> None:
+    """Print the four answers, then what waits where."""
+    for one in found["answers"]:
+        colour = "green" if one["well"] else "red"
+        console.print(f"[bold]{one['question']:<12}[/][{colour}]{escape(one['answer'])}[/]")
+        for line in one["because"]:
+            console.print(f"            {escape(line)}")
+    table = Table(show_edge=False)
+    table.add_column("stream")
+    for column in ("waiting", "oldest", "time to loss", "room used"):
+        table.add_column(column, justify="right")
+    for stream, room in found["room"].items():
+        oldest, left = found["oldest_s"].get(stream), found["time_to_loss_s"].get(stream)
+        table.add_row(
+            stream,
+            "" if stream == "log" else str(found["waiting"].get(stream, 0)),
+            "" if oldest is None else spoken(oldest),
+            "" if left is None else spoken(left),
+            f"{room['used_bytes'] / room['most_bytes']:.0%}",
+        )
+    console.print(table)
+    console.print(f"policy {found['policy'][:12]}, environment {escape(found['environment'])}")
+
+
+@app.command()
 def pause(recipient: str, *, config: Config = None, state: State = None) -> None:
     """Stop sending to a recipient, or to all, until resumed. Nothing is lost; it waits.
 
@@ -214,9 +303,14 @@ def pause(recipient: str, *, config: Config = None, state: State = None) -> None
 def resume(recipient: str, *, config: Config = None, state: State = None) -> None:
     """Go on sending to a recipient, or to all.
 
+    Also lets a stage go on that stopped because nearly everything became a dead letter: a
+    recipient, or `pseudonymizer`.
+
     Examples:
 
       telemetry resume heap
+
+      telemetry resume pseudonymizer
     """
     _order("resume", recipient, _settings(config, state))
 
@@ -225,4 +319,6 @@ def _order(order: str, recipient: str, settings: Settings) -> None:
     answer = ask(settings.state_dir, "POST", f"/{order}/{quote(recipient, safe='')}")
     if "detail" in answer:
         raise typer.BadParameter("No such recipient; `telemetry books` lists them.")
+    if "error" in answer:
+        raise AuditError(answer["error"])
     typer.echo(json.dumps(answer))

@@ -6,13 +6,15 @@ process, so that every byte they received is at hand; what the clients sent is r
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
@@ -30,7 +32,8 @@ from telemetry.config import Settings
 from telemetry.demo.clients import Driven, drive
 from telemetry.demo.people import World
 from telemetry.demo.recorder import Recorder
-from telemetry.errors import ConfigError
+from telemetry.errors import BrokerError, ConfigError
+from telemetry.policy import load_policy, policy_dir
 from telemetry.run import open_broker
 from telemetry.testing.heap import HeapStandIn
 from telemetry.testing.leaks import Finding, Leaks, files_under, received_by
@@ -157,23 +160,35 @@ class Pipeline:
 
 def _config(settings: Settings) -> str:
     """Write the settings of the child: its broker."""
-    broker = settings.broker
-    lines = [f'kind = "{broker.kind}"']
-    if broker.kind == _KAFKA:
-        lines += [
-            f'bootstrap = "{broker.bootstrap}"',
-            f'topic_prefix = "{broker.topic_prefix}"',
-            f'api_version = "{broker.api_version}"',
-        ]
+    # What TOML calls a basic string or an integer, JSON writes alike.
+    section = msgspec.to_builtins(settings.broker)
+    lines = [f"{key} = {json.dumps(value)}" for key, value in section.items()]
     return "\n".join(["[broker]", *lines, ""])
 
 
 def _with_own_topics(settings: Settings) -> Settings:
-    """Give the demo topics that nobody else has."""
+    """Give the demo topics and groups that nobody else has."""
     prefix = f"{settings.broker.topic_prefix}-demo-{token_hex(4)}"
-    return msgspec.structs.replace(
-        settings, broker=msgspec.structs.replace(settings.broker, topic_prefix=prefix)
-    )
+    own = {"topic_prefix": prefix, "group_prefix": prefix, "partitions": 2, "replication": 1}
+    return msgspec.structs.replace(settings, broker=msgspec.structs.replace(settings.broker, **own))
+
+
+@contextmanager
+def _topics(settings: Settings) -> Iterator[None]:
+    """Lend the demo its topics, where a broker does not make what is asked for."""
+    if settings.broker.kind != _KAFKA:
+        yield
+        return
+    topics = importlib.import_module("telemetry.brokers.kafka.topics")
+    wanted = topics.topics_for(settings.broker, load_policy(policy_dir(settings.policy.path)))
+    # A broker that refuses makes topics by itself, or the pipeline says which one is missing.
+    with suppress(BrokerError):
+        topics.apply(settings.broker, wanted)
+    try:
+        yield
+    finally:
+        with suppress(BrokerError):
+            topics.remove(settings.broker, wanted)
 
 
 def _stored(settings: Settings) -> Iterator[tuple[str, bytes]]:
@@ -255,6 +270,7 @@ def perform(
     settings = _with_own_topics(settings)
     with ExitStack() as stack:
         progress("starting the pipeline", 0, 1)
+        stack.enter_context(_topics(settings))
         heap, sentry = stack.enter_context(HeapStandIn()), stack.enter_context(SentryStandIn())
         pipeline = stack.enter_context(
             Pipeline(state, scratch, heap=heap, sentry=sentry, settings=settings)
@@ -267,9 +283,9 @@ def perform(
         published = [("metrics", pipeline.metrics())]
         # A file of the running log may hold what its orderly end would have tidied away.
         published += [(f"running, {name}", data) for name, data in files_under(state)]
+        if settings.broker.kind == _KAFKA:
+            published += _stored(settings)
     published.append(("output of the pipeline", pipeline.output()))
-    if settings.broker.kind == _KAFKA:
-        published += _stored(settings)
     return Evidence(
         world=world,
         driven=driven,

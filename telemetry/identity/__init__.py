@@ -23,12 +23,13 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Literal
 
 from telemetry.errors import CapsuleError, EventError, IdentifierError, KeyringError, PolicyError
 from telemetry.identity import keyring as _keys
@@ -36,12 +37,15 @@ from telemetry.identity import pseudonym
 from telemetry.identity.capsule import (
     DeadLetterOpener,
     DeadLetterSealer,
+    HeldOpener,
+    HeldSealer,
     Identifier,
     Opener,
     Sealer,
     self_test,
 )
-from telemetry.identity.keyring import Keyring, PublicKeys, Secret
+from telemetry.identity.custody import Custody
+from telemetry.identity.keyring import Announced, Keyring, PublicKeys, Secret, Signer
 from telemetry.identity.pseudonym import (
     EPOCH_RULES,
     EpochRule,
@@ -52,20 +56,29 @@ from telemetry.identity.pseudonym import (
     epoch_label,
     membership,
 )
+from telemetry.identity.rotation import Turn, overdue, tend
 from telemetry.identity.vault import (
+    CACHE_ROWS,
     CACHE_S,
     STATES,
+    Held,
     SuppressionState,
     Tombstoned,
     Unreadable,
     Vault,
 )
+from telemetry.identity.vault import upkeep as _upkeep
+from telemetry.identity.vault.upkeep import ROTATE_AFTER, Stats
+from telemetry.retention import Period
 
 __all__ = [
+    "Custody",
     "DeadLetterOpener",
     "DeadLetterSealer",
     "Domain",
     "EpochRule",
+    "HeldOpener",
+    "HeldSealer",
     "Identifier",
     "Identity",
     "Kind",
@@ -73,21 +86,28 @@ __all__ = [
     "Resolved",
     "Sealed",
     "Sealer",
+    "Stats",
     "SuppressionState",
+    "Turn",
     "canonicalize",
     "check",
     "epoch_label",
     "epoch_ms",
+    "initialise",
     "initialise_development",
+    "inspect",
     "load_dead_letter_opener",
     "load_dead_letter_sealer",
+    "load_held_sealer",
     "load_sealer",
     "load_spool_key",
     "membership",
+    "open_vault",
 ]
 
 _KEYS: Final = "keys"
 _VAULT: Final = "vault.sqlite3"
+_TOMBSTONES: Final = "tombstones.sqlite3"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}@[a-z0-9][a-z0-9_.-]{0,63}")
 _LABEL = re.compile(r"[a-z0-9]{2,12}")
 _EPOCH_START: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -95,6 +115,10 @@ _MILLISECOND: Final = timedelta(milliseconds=1)
 # Nothing older than the retention ceiling of 12 months is processed; a clock may be a day ahead.
 _OLDEST: Final = timedelta(days=400)
 _NEWEST: Final = timedelta(days=1)
+LATE: Final = timedelta(days=7)
+"""How long after its end a quarter still gives tokens: as long as a client's spool keeps events."""
+SKEW: Final = timedelta(minutes=5)
+"""How far a clock may be ahead and still name the epoch."""
 _CACHE_TOKENS: Final = 1 << 16
 
 _HOLDERS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
@@ -184,7 +208,7 @@ class Resolved:
         identity: Identity,
         event_id: str,
         identifiers: tuple[Identifier, ...],
-        holders: tuple[Secret | Tombstoned, ...],
+        holders: tuple[Held | Tombstoned, ...],
     ) -> None:
         self._identity, self._event_id = identity, event_id
         self._identifiers, self._holders = identifiers, holders
@@ -219,7 +243,7 @@ class Resolved:
 
     def token_list(self, domain: Domain, at: datetime) -> tuple[str, ...]:
         """Give one token for each of `kinds`. Arguments and errors as `tokens`."""
-        pairs: list[tuple[Identifier, Secret]] = []
+        pairs: list[tuple[Identifier, Held]] = []
         for identifier, holder in zip(self._identifiers, self._holders, strict=True):
             if isinstance(holder, Tombstoned):
                 raise IdentifierError("erased")
@@ -249,6 +273,47 @@ class Resolved:
         return self._identity._state_of(purpose, self._identifiers)  # noqa: SLF001
 
 
+class _Desk:
+    """Gives tokens of one domain and epoch, and remembers those it gave. Let go of in a minute."""
+
+    def __init__(self, domain: Domain, epoch: str, key: Secret) -> None:
+        self._domain, self._epoch, self._key = domain, epoch, key
+        self._tokenizers: dict[tuple[str, str], pseudonym.Tokenizer] = {}
+        self._given: dict[Identifier, tuple[Secret, str]] = {}
+
+    def __repr__(self) -> str:
+        return f"_Desk({self._domain.name} {self._epoch})"
+
+    def tokens(self, pairs: Sequence[tuple[Identifier, Secret]]) -> tuple[str, ...]:
+        tokens: list[str] = []
+        for identifier, secret in pairs:
+            given = self._given.get(identifier)
+            # The vault remembers secrets as objects; another one may be a rerolled subject's.
+            if given is not None and given[0] is secret:
+                tokens.append(given[1])
+            else:
+                tokens.append(self._make(identifier, secret))
+        return tuple(tokens)
+
+    def _make(self, identifier: Identifier, secret: Secret) -> str:
+        kind, namespace, canonical_id = identifier
+        tokenizer = self._tokenizers.get((kind, namespace))
+        if tokenizer is None:
+            tokenizer = self._tokenizers[kind, namespace] = pseudonym.Tokenizer(
+                self._key.expose(),
+                domain=self._domain.name,
+                epoch=self._epoch,
+                kind=kind,
+                namespace=namespace,
+                label=self._domain.label,
+            )
+        token = tokenizer(canonical_id, secret.expose())
+        if len(self._given) >= _CACHE_TOKENS:
+            self._given.clear()
+        self._given[identifier] = secret, token
+        return token
+
+
 class Identity:
     """Keyring, vault and opener of one pseudonymizer. Safe to share between threads."""
 
@@ -268,22 +333,55 @@ class Identity:
         return f"Identity({self._keyring!r}, {self._vault!r})"
 
     @classmethod
-    def open(cls, state: Path, *, environment: str, vault_url: str | None = None) -> Identity:
+    def open(
+        cls,
+        state: Path,
+        *,
+        environment: str,
+        custody: Custody | None = None,
+        vault_url: str | None = None,
+        journal_url: str | None = None,
+        cache_rows: int = CACHE_ROWS,
+        alone: bool = False,
+        repair: Literal["", "restore", "journal"] = "",
+    ) -> Identity:
         """Open keyset and vault under a state folder.
 
         Args:
-            state: Holds ``keys/keyset.json``, and ``vault.sqlite3`` unless `vault_url` is given.
-            environment: ``production`` refuses development keysets.
+            state: Holds ``keys/keyset.json``; ``vault.sqlite3`` unless `vault_url` is given; and
+                ``tombstones.sqlite3`` unless `journal_url` is.
+            environment: All but ``development`` refuse development keysets.
+            custody: What the keyset is wrapped with; by default ``STATE/custody/kek``.
             vault_url: SQLAlchemy URL of another vault.
+            journal_url: SQLAlchemy URL of another tombstone journal.
+            cache_rows: As for `Vault`.
+            alone: Refuse a SQLite vault that another process serves, and keep others from it.
+            repair: As for `Vault`.
 
         Raises:
             KeyringError: No usable keyset, a vault of another keyset, or HPKE does not work.
+            ConfigError: The vault is another process's, or does not fit its journal.
             VaultError: The vault cannot be reached.
         """
         self_test()
-        keyring = Keyring.load(state / _KEYS / _keys.KEYSET, environment=environment)
-        url = f"sqlite:///{(state / _VAULT).absolute()}" if vault_url is None else vault_url
-        return cls(keyring, Vault(url, keyring=keyring))
+        keyring = Keyring.load(
+            state / _KEYS / _keys.KEYSET, environment=environment, custody=custody
+        )
+        vault = open_vault(
+            state,
+            keyring,
+            vault_url=vault_url,
+            journal_url=journal_url,
+            cache_rows=cache_rows,
+            repair=repair,
+        )
+        if alone:
+            try:
+                vault.claim()
+            except BaseException:
+                vault.close()
+                raise
+        return cls(keyring, vault)
 
     @staticmethod
     def sealer(state: Path) -> Sealer:
@@ -347,9 +445,9 @@ class Identity:
         event_id: str,
         identifiers: tuple[Identifier, ...],
         locators: tuple[bytes, ...],
-        found: Mapping[bytes, Secret | Tombstoned | Unreadable],
+        found: Mapping[bytes, Held | Tombstoned | Unreadable],
     ) -> Resolved | EventError:
-        holders: list[Secret | Tombstoned] = []
+        holders: list[Held | Tombstoned] = []
         for locator in locators:
             holder = found[locator]
             if isinstance(holder, Unreadable):
@@ -372,37 +470,79 @@ class Identity:
 
     # --- One event ------------------------------------------------------------------------------
 
+    def epoch_of(self, domain: Domain, at: datetime) -> str:
+        """Give the epoch whose key the tokens of an event are made with.
+
+        The epoch of the event's own time, but of a time that lies at most `LATE` back and at most
+        `SKEW` ahead: a quarter that is over for a week gets no further tokens, and a clock that
+        runs ahead does not open the next one early.
+
+        Args:
+            domain: Whose rule counts.
+            at: Aware time of the event.
+
+        Raises:
+            IdentifierError: A time beyond all retention, or a day ahead (``invalid_time``).
+        """
+        if domain.epoch == "rel":
+            return "rel"
+        if not self._oldest <= at <= self._newest:
+            # A forged time must not make keys for epochs nobody lives in.
+            raise IdentifierError("invalid_time")
+        return epoch_label(domain.epoch, min(max(at, self._late), self._ahead))
+
     def _tokens_of(
-        self, domain: Domain, at: datetime, pairs: Sequence[tuple[Identifier, Secret]]
+        self, domain: Domain, at: datetime, pairs: Sequence[tuple[Identifier, Held]]
     ) -> tuple[str, ...]:
         if not pairs:
             return ()
-        if domain.epoch != "rel" and not -_OLDEST <= at - self._now() <= _NEWEST:
-            # A forged time must not make keys for epochs nobody lives in.
-            raise IdentifierError("invalid_time")
-        epoch = epoch_label(domain.epoch, at)
-        known = self._tokens
-        tokens: list[str] = []
-        for identifier, secret in pairs:
-            raw = secret.expose()
-            entry = (domain.name, domain.label, epoch, identifier, raw)
-            token = known.get(entry)
-            if token is None:
-                token = pseudonym.token(
-                    self._keyring.token_key(domain.name, epoch).expose(),
-                    domain=domain.name,
-                    epoch=epoch,
-                    kind=identifier.kind,
-                    namespace=identifier.namespace,
-                    canonical_id=identifier.canonical_id,
-                    secret=raw,
-                    label=domain.label,
-                )
-                if len(known) >= _CACHE_TOKENS:
-                    known.clear()
-                known[entry] = token
-            tokens.append(token)
-        return tuple(tokens)
+        return self._tokens_in(domain, self.epoch_of(domain, at), pairs)
+
+    def _tokens_in(
+        self, domain: Domain, epoch: str, pairs: Sequence[tuple[Identifier, Held]]
+    ) -> tuple[str, ...]:
+        pins = pairs[0][1].pins
+        if all(held.pins is pins for _, held in pairs):
+            return self._desk(domain, epoch, pins).tokens(pairs)
+        return tuple(self._desk(domain, epoch, p[1].pins).tokens((p,))[0] for p in pairs)
+
+    def _desk(self, domain: Domain, epoch: str, pins: Mapping[str, str]) -> _Desk:
+        kid = self._pinned(domain.name, pins) if epoch == "rel" else ""
+        place = domain.name, domain.label, epoch, kid
+        desk = self._desks.get(place)
+        if desk is None:
+            key = self._pinned_key(kid) if kid else self._keyring.token_key(domain.name, epoch)
+            desk = self._desks[place] = _Desk(domain, epoch, key)
+        return desk
+
+    def _pinned(self, domain: str, pins: Mapping[str, str]) -> str:
+        """Name the key that a subject's tokens are made with: its own, also after a rotation."""
+        kid = pins.get(domain) or self._first_key(domain)
+        if kid is None:
+            # Nobody has had a token there yet: what is made now is the first.
+            self._keyring.token_key(domain, "rel")
+            self._first_keys.clear()
+            kid = self._first_key(domain)
+        return kid or ""
+
+    def _pinned_key(self, kid: str) -> Secret:
+        key = self._keyring.opening("token", kid)
+        if key is not None:
+            return key
+        if kid in {former.kid for former in self._keyring.entries() if former.state == "DESTROYED"}:
+            raise CapsuleError("key_destroyed")
+        raise KeyringError(
+            "The keyset lacks a token key that subjects are pinned to, or it is disabled.",
+            remedy="Restore the keyset that belongs to this vault, or enable the key.",
+        )
+
+    def _first_key(self, domain: str) -> str | None:
+        """Name the first key there ever was: it counts for who was here before there was any."""
+        if not self._first_keys:
+            for key in reversed(self._keyring.entries()):
+                if (key.use, key.epoch) == ("token", "rel"):
+                    self._first_keys[key.domain] = key.kid
+        return self._first_keys.get(domain)
 
     def _delivery_id(self, domain: Domain, event_id: str) -> str:
         key = self._keyring.delivery_key(domain.name)
@@ -421,6 +561,17 @@ class Identity:
                 if subject.kind == "account" and states[tag] == "GRANTED":
                     return "GRANTED"
         return worst
+
+    # --- The audit log --------------------------------------------------------------------------
+
+    def signer(self) -> Signer:
+        """Give what signs a checkpoint of the audit log; ask anew for each, because keys rotate.
+
+        Raises:
+            KeyringError: There is no audit key, or the keyset cannot be read.
+        """
+        self._keyring.refresh()
+        return self._keyring.signer()
 
     # --- Rights ---------------------------------------------------------------------------------
 
@@ -456,6 +607,25 @@ class Identity:
         self._vault.erase(self._locator(subject))
         self._forget()
 
+    # --- Keys -----------------------------------------------------------------------------------
+
+    def tend(
+        self, *, keeps: Mapping[str, Period] | None = None, holding: bool = False
+    ) -> list[Turn]:
+        """Rotate, destroy and back up what is due, and tell others what is loaded. Once a minute.
+
+        Arguments and errors as `telemetry.identity.rotation.tend`.
+        """
+        turns = tend(self._keyring, now=self._now(), keeps=keeps, holding=holding)
+        self._keyring.report()
+        return turns
+
+    def keys(self) -> tuple[Counter[tuple[str, str]], int]:
+        """Count the keys by use and state, and those that should be destroyed by now."""
+        entries = self._keyring.entries()
+        counted: Counter[tuple[str, str]] = Counter((key.use, key.state) for key in entries)
+        return counted, len(overdue(entries, self._now()))
+
     # --- What is remembered, for less than a minute ---------------------------------------------
 
     def _refresh(self) -> None:
@@ -464,7 +634,11 @@ class Identity:
             self._forget()
 
     def _forget(self) -> None:
-        self._tokens: dict[tuple[str, str, str, Identifier, bytes], str] = {}
+        self._desks: dict[tuple[str, str, str, str], _Desk] = {}
+        self._first_keys: dict[str, str] = {}
+        now = self._now()
+        self._oldest, self._newest = now - _OLDEST, now + _NEWEST
+        self._late, self._ahead = now - LATE, now + SKEW
         self._locators: dict[Identifier, bytes] = {}
         self._tags: dict[tuple[str, Identifier], bytes] = {}
         self._generation = self._keyring.generation
@@ -490,17 +664,76 @@ class Identity:
             self._tags[purpose, subject] = known
         return known
 
+    # --- Upkeep ---------------------------------------------------------------------------------
+
+    def upkeep(self, *, rotate_after: timedelta = ROTATE_AFTER, keep: int = 1) -> Iterator[float]:
+        """Do what is due: rotate the wrap key each week, move rows, destroy keys, forget.
+
+        Does one bounded piece at each step; between two the vault answers others. May be left at
+        any step: the next call goes on.
+
+        Args:
+            rotate_after: Age at which the wrap key is replaced; zero replaces it now.
+            keep: How many former wrap keys stay, for backups: 1, or 0 after a compromise.
+
+        Yields:
+            How much of the table is done, from 0 to 1.
+
+        Raises:
+            VaultError: It cannot be written; call again later.
+            KeyringError: The keyset cannot be written; call again later.
+        """
+        _upkeep.rotate(self._vault, now=self._now(), after=rotate_after)
+        yield from _upkeep.rewrap(self._vault, keep=keep)
+        _upkeep.forget(self._vault)
+
+    def stats(self) -> Stats:
+        """Count what is in the vault. Reads the whole table once.
+
+        Raises:
+            VaultError: It cannot be asked.
+        """
+        return _upkeep.stats(self._vault)
+
+    def backup(self, path: Path) -> Iterator[float]:
+        """Copy the vault into a new file; arguments, steps and errors as `vault.upkeep.backup`."""
+        return _upkeep.backup(self._vault, path)
+
+    def restore(self, path: Path) -> Iterator[float]:
+        """Bring back what a backup has; arguments, steps and errors as `vault.upkeep.restore`."""
+        return _upkeep.restore(self._vault, path)
+
     def close(self) -> None:
         """Let go of the vault and forget what was remembered."""
         self._forget()
+        self._keyring.depart()
         self._vault.close()
+
+
+def open_vault(
+    state: Path,
+    keyring: Keyring,
+    *,
+    vault_url: str | None = None,
+    journal_url: str | None = None,
+    cache_rows: int = CACHE_ROWS,
+    repair: Literal["", "restore", "journal"] = "",
+) -> Vault:
+    """Open the vault of a state folder. Arguments and errors as for `Identity.open` and `Vault`."""
+    return Vault(
+        vault_url or f"sqlite:///{(state / _VAULT).absolute()}",
+        keyring=keyring,
+        journal=journal_url or f"sqlite:///{(state / _TOMBSTONES).absolute()}",
+        cache_rows=cache_rows,
+        repair=repair,
+    )
 
 
 # --- For roles that resolve nothing ---------------------------------------------------------------
 
 
 def load_sealer(public: Path) -> Sealer:
-    """Give a gateway what it seals identifiers with.
+    """Give a gateway what it seals identifiers with. It follows the file and its next keys.
 
     Args:
         public: A ``public.json``.
@@ -509,8 +742,9 @@ def load_sealer(public: Path) -> Sealer:
         KeyringError: It is missing or changed, or HPKE does not work.
     """
     self_test()
-    key = PublicKeys.load(public).seal
-    return Sealer(key.raw, key.kid)
+    announced = Announced(public)
+    key = announced()
+    return Sealer(key.raw, key.kid, source=announced)
 
 
 def load_dead_letter_sealer(public: Path) -> DeadLetterSealer:
@@ -523,20 +757,33 @@ def load_dead_letter_sealer(public: Path) -> DeadLetterSealer:
     return DeadLetterSealer(PublicKeys.load(public).dead)
 
 
-def load_dead_letter_opener(keyset: Path, *, environment: str) -> DeadLetterOpener:
+def load_held_sealer(public: Path) -> HeldSealer:
+    """Give a pseudonymizer what it seals events of subjects on hold with.
+
+    Raises:
+        KeyringError: As `load_sealer`.
+    """
+    self_test()
+    return HeldSealer(PublicKeys.load(public).hold)
+
+
+def load_dead_letter_opener(
+    keyset: Path, *, environment: str, custody: Custody | None = None
+) -> DeadLetterOpener:
     """Give the place where dead letters are looked at what opens them.
 
     Args:
         keyset: A ``dead-letter/keyset.json``.
-        environment: ``production`` refuses development keysets.
+        environment: All but ``development`` refuse development keysets.
+        custody: What it is wrapped with; by default ``STATE/custody/kek``.
 
     Raises:
         KeyringError: No usable keyset.
     """
-    return DeadLetterOpener(Keyring.load(keyset, environment=environment))
+    return DeadLetterOpener(Keyring.load(keyset, environment=environment, custody=custody))
 
 
-def load_spool_key(state: Path, *, environment: str) -> Secret:
+def load_spool_key(state: Path, *, environment: str, custody: Custody | None = None) -> Secret:
     """Give the embedded log the key of its payloads: 32 bytes in a holder that nothing prints.
 
     The one key that leaves this package: it opens a local file, never an identity.
@@ -544,7 +791,27 @@ def load_spool_key(state: Path, *, environment: str) -> Secret:
     Raises:
         KeyringError: No usable ``keys/spool.json``.
     """
-    return Keyring.load(state / _KEYS / _keys.SPOOL, environment=environment).secret("spool")
+    path = state / _KEYS / _keys.SPOOL
+    return Keyring.load(path, environment=environment, custody=custody).secret("spool")
+
+
+def initialise(state: Path, *, environment: str, custody: Custody) -> bool:
+    """Make what is absent of ``STATE/keys``, wrapped by custody. Changes nothing that is there.
+
+    With the default custody its key file is made as well, unless a keyset is there already.
+
+    Returns:
+        Whether that file is new: then somebody has to back it up.
+
+    Raises:
+        KeyringError: As `initialise_development`; or custody cannot be used.
+    """
+    made = False
+    if custody.made_here and not (state / _KEYS / _keys.KEYSET).exists():
+        _initialisable(state)
+        made = custody.make()
+    _initialise(state, environment, custody)
+    return made
 
 
 def initialise_development(state: Path) -> None:
@@ -554,11 +821,40 @@ def initialise_development(state: Path) -> None:
         KeyringError: The folder cannot be written, what is there is wrong, or there is a vault
             whose keyset is gone: with a new one every subject in it would become another.
     """
+    _initialise(state, "development", None)
+
+
+def inspect(state: Path, *, environment: str, custody: Custody | None = None) -> Keyring | None:
+    """Look at the keyset without changing anything; None if the first start will make it.
+
+    Raises:
+        KeyringError: The start would be refused, for this reason.
+    """
+    self_test()
+    _initialisable(state, make=False)
+    keyset = state / _KEYS / _keys.KEYSET
+    if keyset.exists():
+        ring = Keyring.load(keyset, environment=environment, custody=custody)
+        PublicKeys.load(keyset.with_name(_keys.PUBLIC))
+        return ring
+    if custody is not None and not custody.made_here:
+        custody.unwrap(custody.wrap(bytes(range(32))))
+    return None
+
+
+def _initialise(state: Path, environment: str, custody: Custody | None) -> None:
+    _initialisable(state)
+    keyset = state / _KEYS / _keys.KEYSET
+    Keyring.ensure(keyset, environment=environment, custody=custody)
+
+
+def _initialisable(state: Path, *, make: bool = True) -> None:
     folder = state / _KEYS
     keyset = folder / _keys.KEYSET
     try:
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
+        if make:
+            state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
         lost = not keyset.exists() and (state / _VAULT).exists()
     except OSError:
         raise KeyringError("cannot be made.", path=folder) from None
@@ -566,6 +862,6 @@ def initialise_development(state: Path) -> None:
         raise KeyringError(
             "is gone, but its vault is there.",
             path=keyset,
-            remedy="Restore it; or remove the vault, which gives every subject new tokens.",
+            remedy="Restore it from its copy; or remove the vault, which gives every subject new "
+            "tokens.",
         )
-    Keyring.ensure_development(keyset)

@@ -25,20 +25,23 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from functools import cache
-from typing import Any, Final, NamedTuple
+from functools import cache, lru_cache
+from typing import Any, ClassVar, Final, NamedTuple
 
+import structlog
 from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 
 from telemetry.errors import CapsuleError, IdentifierError, KeyringError
-from telemetry.identity.keyring import Keyring, PublicKey
+from telemetry.identity.keyring import Keyring, PublicKey, Use
 from telemetry.identity.pseudonym import KINDS, frame
 
 __all__ = [
     "DeadLetterOpener",
     "DeadLetterSealer",
+    "HeldOpener",
+    "HeldSealer",
     "Identifier",
     "Opener",
     "Sealer",
@@ -46,6 +49,8 @@ __all__ = [
     "seal_bytes",
     "self_test",
 ]
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.identity")
 
 _VERSION: Final = b"\x01"
 _KID_BYTES: Final = 8
@@ -59,6 +64,8 @@ _MOST_IDENTIFIERS: Final = 64
 _SESSION_S: Final = 3600.0
 _SESSION_EVENTS: Final = 1 << 20
 _SESSIONS_KEPT: Final = 1024
+_FOLLOW_S: Final = 60.0
+_NONCES_DRAWN: Final = 256
 
 _LETTERS: Final = {letter: kind for kind, (letter, _) in KINDS.items()}
 
@@ -109,14 +116,22 @@ class Sealer:
         public_key: 32 bytes of X25519.
         kid: Name of the pair; stands in each capsule in the clear.
         clock: Monotonic seconds.
+        source: Gives the public key of the hour; asked once a minute. None keeps the first.
     """
 
     def __init__(
-        self, public_key: bytes, kid: str, *, clock: Callable[[], float] = time.monotonic
+        self,
+        public_key: bytes,
+        kid: str,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        source: Callable[[], PublicKey] | None = None,
     ) -> None:
         if len(kid) != _KID_BYTES or not kid.isascii():
             raise KeyringError("The name of a public key has 8 characters.")
         self._public, self._kid, self._clock = _public_key(public_key), kid, clock
+        self._source, self._look_at = source, clock() + _FOLLOW_S
+        self._nonces: list[bytes] = []
         self._lock = threading.Lock()
         self._session: _Session | None = None
         self._left, self._pid = 0, os.getpid()
@@ -153,14 +168,11 @@ class Sealer:
             return b""
         plain = _pad(_pack(identifiers))
         binding = _binding(event_id, schema, occurred_ms, tenant)
-        session = self._current()
-        nonce = secrets.token_bytes(_NONCE_BYTES)
-        return session.header + nonce + session.cipher.encrypt(nonce, plain, binding)
-
-    def _current(self) -> _Session:
         with self._lock:
-            session = self._session
             now = self._clock()
+            if now >= self._look_at:
+                self._follow(now)
+            session = self._session
             # The pid catches what forked without the interpreter's knowledge.
             if (
                 session is None
@@ -168,18 +180,37 @@ class Sealer:
                 or now >= session.ends
                 or self._pid != os.getpid()
             ):
-                key = secrets.token_bytes(_KEY_BYTES)
-                info = frame("tps/v1/seal", self._kid)
-                header = _VERSION + self._kid.encode() + _suite().encrypt(key, self._public, info)
-                session = _Session(header, AESGCMSIV(key), now + _SESSION_S)
-                self._session, self._left, self._pid = session, _SESSION_EVENTS, os.getpid()
+                session = self._begin(now)
             self._left -= 1
-            return session
+            if not self._nonces:
+                drawn = secrets.token_bytes(_NONCE_BYTES * _NONCES_DRAWN)
+                self._nonces = [
+                    drawn[at : at + _NONCE_BYTES] for at in range(0, len(drawn), _NONCE_BYTES)
+                ]
+            nonce = self._nonces.pop()
+        return session.header + nonce + session.cipher.encrypt(nonce, plain, binding)
+
+    def _begin(self, now: float) -> _Session:
+        key = secrets.token_bytes(_KEY_BYTES)
+        info = frame("tps/v1/seal", self._kid)
+        header = _VERSION + self._kid.encode() + _suite().encrypt(key, self._public, info)
+        session = _Session(header, AESGCMSIV(key), now + _SESSION_S)
+        self._session, self._left, self._pid = session, _SESSION_EVENTS, os.getpid()
+        self._nonces = []
+        return session
+
+    def _follow(self, now: float) -> None:
+        """Take the public key whose time has come."""
+        self._look_at = now + _FOLLOW_S
+        key = None if self._source is None else self._source()
+        if key is not None and key.kid != self._kid:
+            self._public, self._kid = _public_key(key.raw), key.kid
+            self._session = None
 
     def _forget(self) -> None:
         # The lock too: a thread that no longer exists in the child may have held it.
         self._lock = threading.Lock()
-        self._session = None
+        self._session, self._nonces = None, []
 
 
 _SEALERS: Final[weakref.WeakSet[Sealer]] = weakref.WeakSet()
@@ -206,6 +237,7 @@ class Opener:
         self._keyring = keyring
         self._lock = threading.Lock()
         self._ciphers: OrderedDict[bytes, AESGCMSIV] = OrderedDict()
+        self._alarmed: set[str] = set()
         self._generation = keyring.generation
 
     def __repr__(self) -> str:
@@ -221,7 +253,9 @@ class Opener:
 
         Raises:
             CapsuleError: ``capsule_corrupt``: these are not the bytes of a capsule.
-                ``capsule_unknown_key``: sealed for a key that is not here any more.
+                ``capsule_retired_key``: sealed for a key that was disabled or destroyed; the
+                first for each key is an error in our log.
+                ``capsule_unknown_key``: sealed for a key that never was here.
                 ``capsule_mismatch``: sealed for another event, schema, time or tenant, or changed.
             KeyringError: The keyset changed on disk and cannot be read; hold.
         """
@@ -255,7 +289,13 @@ class Opener:
             raise CapsuleError("capsule_corrupt") from None
         private = self._keyring.opening("seal", kid)
         if private is None:
-            raise CapsuleError("capsule_unknown_key")
+            if not self._keyring.retired("seal", kid):
+                raise CapsuleError("capsule_unknown_key")
+            if kid not in self._alarmed:
+                # A gateway seals with a key of the past: all it sends is lost to us from now on.
+                self._alarmed.add(kid)
+                _log.error("capsule_retired_key", kid=kid)
+            raise CapsuleError("capsule_retired_key")
         key = _hpke_open(private.expose(), header[1 + _KID_BYTES :], frame("tps/v1/seal", kid))
         if len(key) != _KEY_BYTES:
             raise CapsuleError("capsule_corrupt")
@@ -267,7 +307,7 @@ class Opener:
         return cipher
 
 
-# --- Dead letters ---------------------------------------------------------------------------------
+# --- Dead letters and held events -----------------------------------------------------------------
 
 
 def seal_bytes(public_key: bytes, data: bytes, *, info: bytes) -> bytes:
@@ -291,22 +331,32 @@ def open_bytes(private_key: bytes, sealed: bytes, *, info: bytes) -> bytes:
 class DeadLetterSealer:
     """Seals the original of a dead letter to a key whose private half is not on this host."""
 
+    _use: ClassVar[Use] = "dead"
+
     def __init__(self, public: PublicKey) -> None:
         self._public = public
 
     def __repr__(self) -> str:
-        return f"DeadLetterSealer({self._public.kid})"
+        return f"{type(self).__name__}({self._public.kid})"
 
     def seal(self, original: bytes, *, event_id: str) -> bytes:
         """Seal the bytes of one event, bound to its id."""
-        info = frame("tps/v1/dead", self._public.kid, event_id)
+        info = frame(f"tps/v1/{self._use}", self._public.kid, event_id)
         return (
             _VERSION + self._public.kid.encode() + seal_bytes(self._public.raw, original, info=info)
         )
 
 
+class HeldSealer(DeadLetterSealer):
+    """Seals an event of a subject who is on hold, until its restriction ends."""
+
+    _use: ClassVar[Use] = "hold"
+
+
 class DeadLetterOpener:
     """Opens dead letters, where their private half is."""
+
+    _use: ClassVar[Use] = "dead"
 
     def __init__(self, keyring: Keyring) -> None:
         self._keyring = keyring
@@ -322,11 +372,17 @@ class DeadLetterOpener:
         if not sealed.startswith(_VERSION) or not sealed[:head].isascii():
             raise CapsuleError("capsule_corrupt")
         kid = sealed[1:head].decode("ascii")
-        private = self._keyring.opening("dead", kid)
+        private = self._keyring.opening(self._use, kid)
         if private is None:
             raise CapsuleError("capsule_unknown_key")
-        info = frame("tps/v1/dead", kid, event_id)
+        info = frame(f"tps/v1/{self._use}", kid, event_id)
         return open_bytes(private.expose(), sealed[head:], info=info)
+
+
+class HeldOpener(DeadLetterOpener):
+    """Opens held events, where they are released."""
+
+    _use: ClassVar[Use] = "hold"
 
 
 # --- What lies inside -----------------------------------------------------------------------------
@@ -337,18 +393,28 @@ def _binding(event_id: str, schema: str, occurred_ms: int, tenant: str) -> bytes
         moment = occurred_ms.to_bytes(8, "big", signed=True)
     except OverflowError:
         raise IdentifierError("invalid_time") from None
-    return frame("tps/v1/capsule", event_id, schema, moment, tenant)
+    return _BOUND + frame(event_id) + _framed(schema) + _MOMENT + moment + _framed(tenant)
+
+
+@lru_cache(maxsize=1024)
+def _framed(*parts: str) -> bytes:
+    """Frame what is the same in very many events: names of schemas, tenants and namespaces."""
+    return frame(*parts)
+
+
+_BOUND: Final = frame("tps/v1/capsule")
+_MOMENT: Final = (8).to_bytes(2, "big")
 
 
 def _pack(identifiers: Sequence[Identifier]) -> bytes:
-    parts: list[str] = []
+    packed = b""
     for kind, namespace, canonical_id in identifiers:
         if kind not in KINDS:
             raise IdentifierError("unknown_kind")
-        parts += (KINDS[kind][0], namespace, canonical_id)
-    if not _fits(identifiers):
+        packed += _framed(KINDS[kind][0], namespace) + frame(canonical_id)
+    if len(identifiers) > 1 and not _fits(identifiers):
         raise IdentifierError("too_many_identifiers")
-    return frame(*parts)
+    return packed
 
 
 def _unpack(packed: bytes) -> tuple[Identifier, ...]:
@@ -379,8 +445,10 @@ def _fits(identifiers: Sequence[Identifier]) -> bool:
 
 
 def _pad(plain: bytes) -> bytes:
-    marked = plain + b"\x80"
-    return marked + bytes(-len(marked) % _BLOCK)
+    return plain + _PADDING[: _BLOCK - len(plain) % _BLOCK]
+
+
+_PADDING: Final = b"\x80" + bytes(_BLOCK - 1)
 
 
 def _unpad(padded: bytes) -> bytes:

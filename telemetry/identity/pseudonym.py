@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+import struct
 import unicodedata
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -28,6 +29,7 @@ __all__ = [
     "EpochRule",
     "Kind",
     "Profile",
+    "Tokenizer",
     "canonicalize",
     "check",
     "delivery_id",
@@ -59,13 +61,22 @@ KINDS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
 
 EPOCH_RULES: Final[frozenset[str]] = frozenset({"rel", "quarter"})
 KEY_BYTES: Final = 32
+_SECRET_SIZES: Final = {size: size.to_bytes(2, "big") for size in (0, KEY_BYTES)}
 _PART_BYTES: Final = 65_535
 _ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's, lower case
 _PAIRS: Final = tuple(high + low for high in _ALPHABET for low in _ALPHABET)
-_SHIFTS: Final = tuple(range(126, 0, -10))  # 13 pairs of the first 130 of 136 bits
+_TRIPLES: Final = tuple(pair + low for pair in _PAIRS for low in _ALPHABET)
+_HALVES: Final = struct.Struct(">QQ16x").unpack
+_60_BITS: Final = (1 << 60) - 1
+_BODY_CHARACTERS: Final = 26
+_BLOCK_BYTES: Final = 64
+_IPAD: Final = bytes(octet ^ 0x36 for octet in range(256))
+_OPAD: Final = bytes(octet ^ 0x5C for octet in range(256))
+_SIZED: Final = 512
+_SIZES: Final = tuple(size.to_bytes(2, "big") for size in range(_SIZED))
 
 _TOKEN = re.compile(
-    r"(ps1_([a-z0-9]{2,12})_([uomsdx])_[0-9a-hjkmnp-tv-z]{26})([0-9a-hjkmnp-tv-z]{2})"
+    r"((ps1_([a-z0-9]{2,12})_([uomsdx])_)[0-9a-hjkmnp-tv-z]{26})([0-9a-hjkmnp-tv-z]{2})"
 )
 _LABEL = re.compile(r"[a-z0-9]{2,12}")
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}", re.ASCII)
@@ -235,8 +246,58 @@ def epoch_label(rule: EpochRule, at: datetime) -> str:
         return "rel"
     if rule not in EPOCH_RULES or at.tzinfo is None:
         raise PolicyError("A token epoch is rel or quarter, of a time with a zone.")
-    moment = at.astimezone(UTC)
+    moment = at if at.tzinfo is UTC else at.astimezone(UTC)
     return f"{moment.year:04d}q{(moment.month + 2) // 3}"
+
+
+class Tokenizer:
+    """Computes the tokens of one key, recipient, kind and namespace: what is the same is done once.
+
+    Arguments and errors are those of `token`; it holds what `key` was made into, and is to be let
+    go of with it.
+    """
+
+    __slots__ = ("_before_check", "_head", "_inner", "_outer")
+
+    def __init__(
+        self, key: bytes, *, domain: str, epoch: str, kind: str, namespace: str, label: str
+    ) -> None:
+        letter, word = _kind(kind)
+        if len(key) != KEY_BYTES:
+            raise KeyringError("A key has 32 bytes.")
+        if not _LABEL.fullmatch(label):
+            raise PolicyError("A recipient's token label has 2 to 12 lower-case letters or digits.")
+        # RFC 2104 in its own words, so that hashing the pads is not repeated for each token.
+        padded = key.ljust(_BLOCK_BYTES, b"\0")
+        self._inner = hashlib.sha256(padded.translate(_IPAD))
+        self._inner.update(frame("tps/v1/token", domain, epoch, word, namespace))
+        self._outer = hashlib.sha256(padded.translate(_OPAD))
+        self._head = f"ps1_{label}_{letter}_"
+        self._before_check = _before_check(self._head)
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({self._head})"
+
+    def __call__(self, canonical_id: str, secret: bytes) -> str:
+        """Give the token of an identifier.
+
+        Raises:
+            IdentifierError: A part that no frame holds.
+            KeyringError: A secret of the wrong length.
+        """
+        # Empty is the stateless form of vector V5; the pipeline never uses it.
+        ending = _SECRET_SIZES.get(len(secret))
+        if ending is None:
+            raise KeyringError("A subject's secret has 32 bytes.")
+        try:
+            raw = canonical_id.encode()
+            mac = self._inner.copy()
+            mac.update(len(raw).to_bytes(2, "big") + raw + ending + secret)
+        except (OverflowError, UnicodeEncodeError):
+            raise IdentifierError from None
+        whole = self._outer.copy()
+        whole.update(mac.digest())
+        return _shape(whole.digest(), self._head, self._before_check)
 
 
 def token(
@@ -270,12 +331,9 @@ def token(
         KeyringError: A key or secret of the wrong length.
         PolicyError: `label` is none.
     """
-    letter, word = _kind(kind)
-    # Empty is the stateless form of vector V5; the pipeline never uses it.
-    if len(secret) not in {0, KEY_BYTES}:
-        raise KeyringError("A subject's secret has 32 bytes.")
-    mac = _mac(key, frame("tps/v1/token", domain, epoch, word, namespace, canonical_id, secret))
-    return _shape(mac, label, letter)
+    return Tokenizer(key, domain=domain, epoch=epoch, kind=kind, namespace=namespace, label=label)(
+        canonical_id, secret
+    )
 
 
 def check(token: str) -> bool:
@@ -285,7 +343,7 @@ def check(token: str) -> bool:
     True
     """
     match = _TOKEN.fullmatch(token)
-    return match is not None and _check_characters(match[1]) == match[4]
+    return match is not None and _check_characters(match[1], _before_check(match[2])) == match[5]
 
 
 def migrate(key: bytes, *, domain: str, old_token: str) -> str:
@@ -298,7 +356,8 @@ def migrate(key: bytes, *, domain: str, old_token: str) -> str:
     match = _TOKEN.fullmatch(old_token)
     if match is None or not check(old_token):
         raise IdentifierError("invalid_token")
-    return _shape(_mac(key, frame("tps/v1/migrate", domain, old_token)), match[2], match[3])
+    mac = _mac(key, frame("tps/v1/migrate", domain, old_token))
+    return _shape(mac, match[2], _before_check(match[2]))
 
 
 def delivery_id(key: bytes, *, domain: str, event_id: str) -> str:
@@ -328,15 +387,15 @@ def frame(*parts: str | bytes) -> bytes:
     Raises:
         IdentifierError: A part above 65,535 bytes, or one that is no Unicode text.
     """
-    out = bytearray()
+    pieces: list[bytes] = []
     try:
         for part in parts:
             raw = part if isinstance(part, bytes) else part.encode()
-            out += len(raw).to_bytes(2, "big")
-            out += raw
+            size = len(raw)
+            pieces += (_SIZES[size] if size < _SIZED else size.to_bytes(2, "big"), raw)
     except (OverflowError, UnicodeEncodeError):
         raise IdentifierError from None
-    return bytes(out)
+    return b"".join(pieces)
 
 
 def _kind(kind: str) -> tuple[str, str]:
@@ -352,15 +411,26 @@ def _mac(key: bytes, message: bytes) -> bytes:
     return hmac.digest(key, message, "sha256")
 
 
-def _shape(mac: bytes, label: str, letter: str) -> str:
-    if not _LABEL.fullmatch(label):
-        raise PolicyError("A recipient's token label has 2 to 12 lower-case letters or digits.")
-    number = int.from_bytes(mac[:17], "big")
-    body = "".join([_PAIRS[(number >> shift) & 1023] for shift in _SHIFTS])
-    head = f"ps1_{label}_{letter}_{body}"
-    return head + _check_characters(head)
+def _shape(mac: bytes, head: str, before_check: bytes) -> str:
+    first, second = _HALVES(mac)
+    # 130 bits: 60 and 60 as four groups of 15 each, then 10. Small numbers shift faster.
+    middle = (first << 56 | second >> 8) & _60_BITS
+    first >>= 4
+    body = (
+        f"{head}{_TRIPLES[first >> 45]}{_TRIPLES[first >> 30 & 32767]}"
+        f"{_TRIPLES[first >> 15 & 32767]}{_TRIPLES[first & 32767]}"
+        f"{_TRIPLES[middle >> 45]}{_TRIPLES[middle >> 30 & 32767]}"
+        f"{_TRIPLES[middle >> 15 & 32767]}{_TRIPLES[middle & 32767]}"
+        f"{_PAIRS[(second & 255) << 2 | mac[16] >> 6]}"
+    )
+    return body + _check_characters(body, before_check)
 
 
-def _check_characters(head: str) -> str:
-    digest = hashlib.sha256(frame("tps/v1/check", head)).digest()
-    return _PAIRS[int.from_bytes(digest[:2], "big") >> 6]
+def _before_check(head: str) -> bytes:
+    """Give what stands before a token's body in the frame of its check characters."""
+    return frame("tps/v1/check") + (len(head) + _BODY_CHARACTERS).to_bytes(2, "big")
+
+
+def _check_characters(body: str, before: bytes) -> str:
+    digest = hashlib.sha256(before + body.encode("ascii")).digest()
+    return _PAIRS[digest[0] << 2 | digest[1] >> 6]

@@ -44,6 +44,7 @@ def _library() -> ctypes.CDLL:
         ("rd_kafka_mock_cluster_destroy", None, [pointer]),
         ("rd_kafka_mock_cluster_bootstraps", text, [pointer]),
         ("rd_kafka_mock_topic_create", number, [pointer, text, number, number]),
+        ("rd_kafka_mock_group_initial_rebalance_delay_ms", None, [pointer, ctypes.c_int32]),
         ("rd_kafka_mock_broker_set_down", number, [pointer, ctypes.c_int32]),
         ("rd_kafka_mock_broker_set_up", number, [pointer, ctypes.c_int32]),
         (
@@ -81,6 +82,7 @@ class MockKafka:
             raise OSError(reason.value.decode())
         self._cluster = library.rd_kafka_mock_cluster_new(self._client, 1)
         self.bootstrap = library.rd_kafka_mock_cluster_bootstraps(self._cluster).decode()
+        library.rd_kafka_mock_group_initial_rebalance_delay_ms(self._cluster, 0)
 
     def __enter__(self) -> Self:
         return self

@@ -174,7 +174,20 @@ def _expect(snippet: Snippet, load: Any, folder: Path) -> None:
 @cache
 def _commands() -> dict[str, set[str]]:
     """Every command of ``telemetry`` with its options."""
-    from telemetry.cli import app, demo, explain, operate, scrub  # noqa: F401 - they register
+    from telemetry.cli import (  # noqa: F401 - they register
+        account,
+        app,
+        audit,
+        demo,
+        explain,
+        keys,
+        letters,
+        operate,
+        policies,
+        roles,
+        scrub,
+        vault,
+    )
 
     return dict(_walk(get_command(app), ""))
 
@@ -190,8 +203,8 @@ def _walk(command: Any, prefix: str) -> Iterator[tuple[str, set[str]]]:
 
 def _check_command(words: list[str], where: str) -> None:
     commands = _commands()
-    names = [w for w in words[1:3] if re.fullmatch(r"[a-z][a-z-]*", w)]
-    name = next((n for n in (" ".join(names[:2]), " ".join(names[:1])) if n in commands), None)
+    names = [w for w in words[1:4] if re.fullmatch(r"[a-z][a-z-]*", w)]
+    name = next((n for k in (3, 2, 1) if (n := " ".join(names[:k])) in commands), None)
     if not names and {"--help", "-h", "--install-completion"} & set(words):
         return
     assert name is not None, f"{where}: there is no command {' '.join(words)!r}"
@@ -295,6 +308,31 @@ def test_the_changelog_begins_with_privacy() -> None:
     assert re.search(r"^### (.+)$", version, re.MULTILINE)[1] == "Privacy"  # type: ignore[index]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert version.startswith(f"[{project['version']}]")
+
+
+def _tests() -> set[str]:
+    """Names of all test functions of this repository."""
+    return {
+        node.name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+
+
+def test_every_test_that_the_threat_model_names_exists() -> None:
+    text = (ROOT / "docs" / "security" / "threat-model.md").read_text("utf-8")
+    named = set(re.findall(r"`(test_\w+)`", text))
+    assert len(named) > 30
+    assert named <= _tests()
+
+
+def test_every_row_of_the_threat_model_is_backed_or_says_that_it_is_not() -> None:
+    text = (ROOT / "docs" / "security" / "threat-model.md").read_text("utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| **")]
+    assert len(rows) > 20
+    for row in rows:
+        assert "`test_" in row or "No test" in row or "Not measured" in row, row[:60]
 
 
 def test_json_in_papers_is_json() -> None:

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from telemetry.admin import NotRunningError, ask
+from telemetry.identity.audit import AUDIT_FILE, AuditLog
 from telemetry.testing import HeapStandIn, SentryStandIn
 
 ROOT = Path(__file__).parents[2]
@@ -96,6 +97,14 @@ class Running:
             return self.get("/health/ready", self.port)[0] == 200
         except (OSError, HTTPException):
             return False
+
+    def witnessed(self, action: str) -> list[tuple[str, Mapping[str, str | int] | None]]:
+        """Give who did something, and what the audit log says of it."""
+        log = AuditLog(self.state / AUDIT_FILE)
+        try:
+            return [(entry.actor, entry.body) for entry in log.entries(action=action)]
+        finally:
+            log.close()
 
     def get(self, path: str, port: int | None = None) -> tuple[int, bytes]:
         connection = HTTPConnection("127.0.0.1", port or self.admin_port, timeout=5)

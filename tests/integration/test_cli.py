@@ -13,9 +13,26 @@ from telemetry.policy import schemas_dir
 from telemetry.testing import HeapStandIn, SentryStandIn
 
 
-@pytest.mark.parametrize("name", ["", "run", "check", "books", "pause", "resume"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "run",
+        "check",
+        "books",
+        "status",
+        "pause",
+        "resume",
+        "dead list",
+        "dead show",
+        "dead replay",
+        "dead purge",
+        "policy list",
+        "policy revoke",
+    ],
+)
 def test_help_shows_what_a_command_does_and_an_example(tmp_path: Path, name: str) -> None:
-    shown = command(*filter(None, [name]), "--help", cwd=tmp_path)
+    shown = command(*name.split(), "--help", cwd=tmp_path)
     assert shown.returncode == 0
     assert shown.stderr == ""
     if name:

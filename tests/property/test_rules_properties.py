@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields
 
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec import inspect
 
-from scrubbers.engine import Ledger
+from scrubbers.engine import KEY, Ledger, beside
 from telemetry.errors import DecodeError
 from telemetry.rules import CompiledRules
 from telemetry.schema import Record, load_records
@@ -120,7 +121,14 @@ def test_every_text_that_is_searched_has_a_place_and_every_place_is_searched(
         if gathered is not ledger:
             rules.recheck(contract, (), gathered)
         places = rules.slots(contract, {*gathered.texts}, {*gathered.statics})
-        assert [text for *_, text, _, _, static in places if not static] == gathered.texts
+        searched = [text for *_, text, _, _, static in places if not static]
+        # The values of open maps are searched beside their names as well.
+        named = [
+            beside(key, text)
+            for owner, key, text, *_ in places
+            if type(owner) is dict and key is not KEY
+        ]
+        assert Counter([*searched, *named]) == Counter(gathered.texts)
         assert [text for *_, text, _, _, static in places if static] == gathered.statics
 
 

@@ -87,6 +87,25 @@ class SpoolMachine(RuleBasedStateMachine):
             self.written[stream] += parcels
         self.books.update(added)
 
+    @precondition(lambda self: self.written[DEAD])
+    @rule(data=st.data(), amount=st.integers(0, 3), added=counts)
+    def take_out(self, data: st.DataObject, amount: int, added: dict[Entry, int]) -> None:
+        kept = self.spool.look(DEAD, 0, 10**9)
+        assert [one.parcel for one in kept] == self.written[DEAD]
+        gone = data.draw(st.lists(st.sampled_from(range(len(kept))), max_size=20, unique=True))
+        outputs = self.fresh(amount)
+        self.spool.take_out(DEAD, [kept[n] for n in gone], added, {SEALED: outputs})
+        self.written[DEAD] = [one.parcel for n, one in enumerate(kept) if n not in gone]
+        self.written[SEALED] += outputs
+        self.books.update(added)
+
+    @invariant()
+    def the_room_used_is_what_the_records_take(self) -> None:
+        if hasattr(self, "spool"):
+            room = self.spool.room()
+            assert all(used >= 0 for used, _ in room.values())
+            assert {s for s, (used, _) in room.items() if s and used} == set(self.spool.pending())
+
     @rule()
     def restart(self) -> None:
         self.spool.close()

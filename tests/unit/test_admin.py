@@ -8,6 +8,8 @@ import socket
 import stat
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from http.client import HTTPConnection
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,8 +20,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from telemetry.admin import Admin, NotRunningError, ask
 from telemetry.books import Books
-from telemetry.brokers import SEALED, Entry, clean
+from telemetry.brokers import SEALED, Entry, Room, clean
+from telemetry.identity.audit import actor_of
 from telemetry.metrics import exposition
+from telemetry.retention import Period
+from telemetry.status import Snapshot
+from telemetry.testing.brokers import make_parcel
+
+NOW = datetime(2026, 3, 2, tzinfo=UTC)
 
 ENTRIES = {
     Entry("edge", "items_in"): 5,
@@ -36,7 +44,10 @@ class Runner:
     """What the admin side asks of a pipeline."""
 
     def __init__(self) -> None:
-        self.pseudonymizer = SimpleNamespace(holding="")
+        self.holding = ""
+        self.pseudonymizer = SimpleNamespace()
+        self.actors: list[str] = []
+        self.witnessed: list[tuple[str, str, dict[str, str], str]] = []
         self.intake = SimpleNamespace(invalid_identifiers=Counter(account=2))
         self.edge = SimpleNamespace(
             unknown=Counter({("session", "vendor"): 3, ("session", "<key>"): 1})
@@ -45,12 +56,36 @@ class Runner:
             "heap": SimpleNamespace(paused=False),
             "sentry": SimpleNamespace(paused=False),
         }
+        self.identity = SimpleNamespace(keys=lambda: (Counter({("seal", "PRIMARY"): 1}), 0))
+        self.redrive = None
+        self.released: list[str] = []
+        self.pseudonymizer.brake = SimpleNamespace(
+            release=lambda: self.released.append("pseudonymizer")
+        )
         self.seen = Counter({("requests", ("native", "200")): 7, ("refusals", ("not_json",)): 1})
 
     async def books(self) -> Books:
         return BOOKS
 
-    def order(self, names: list[str], *, paused: bool) -> None:
+    def witness(self, actor: str, action: str, what: dict[str, str], result: str) -> None:
+        self.witnessed.append((actor, action, what, result))
+
+    async def snapshot(self) -> Snapshot:
+        return Snapshot(
+            now=NOW,
+            books=BOOKS,
+            holding=self.holding,
+            forwarders={"heap": "running", "sentry": "braked"},
+            policy="c0" * 32,
+            accepted=True,
+            environment="staging",
+            oldest={SEALED: replace(make_parcel(1), received_at=NOW - timedelta(seconds=90))},
+            room={"": Room(5, 100), clean("heap"): Room(1, 4)},
+            letters=Period(days=30),
+        )
+
+    async def order(self, names: list[str], *, paused: bool, actor: str) -> None:
+        self.actors.append(actor)
         for name in names:
             self.forwarders[name].paused = paused
 
@@ -93,7 +128,7 @@ async def test_health_says_whether_it_lives_and_whether_it_works(
     assert json.loads((await get(admin, "/health/live"))[2]) == {"live": True}
     status, _, body = await get(admin, "/health/ready")
     assert (status, json.loads(body)) == (200, {"ready": True, "holding": ""})
-    runner.pseudonymizer.holding = "VaultError"
+    runner.holding = "VaultError"
     status, _, body = await get(admin, "/health/ready")
     assert (status, json.loads(body)) == (503, {"ready": False, "holding": "VaultError"})
     assert (await get(admin, "/health/live"))[0] == 200
@@ -120,6 +155,12 @@ async def test_metrics_are_the_books_in_the_text_format_of_prometheus(
     assert found["telemetry_invalid_identifiers", "account"] == 2
     assert found["telemetry_undeclared_paths", "session"] == 2
     assert found["telemetry_paused", "heap"] == 0
+    assert found["telemetry_stopped", "sentry"] == 1
+    assert found["telemetry_stopped", "pseudonymizer"] == 0
+    assert found["telemetry_oldest_age_seconds", "sealed"] == 90
+    assert found["telemetry_time_to_loss_seconds", "sealed"] > 0
+    assert found["telemetry_room_used_ratio", "log"] == 0.05
+    assert found["telemetry_room_used_ratio", "clean.heap"] == 0.25
     assert "vendor" not in text
 
 
@@ -132,7 +173,16 @@ def test_a_difference_in_the_books_is_a_metric() -> None:
 async def test_the_port_takes_no_orders_and_shows_no_books(
     runner: Runner, admin: tuple[str, int]
 ) -> None:
-    for path, method in (("/pause/heap", "POST"), ("/books", "GET"), ("/resume/all", "POST")):
+    for path, method in (
+        ("/pause/heap", "POST"),
+        ("/books", "GET"),
+        ("/status", "GET"),
+        ("/dead", "GET"),
+        ("/dead/purge", "POST"),
+        ("/dead/replay", "POST"),
+        ("/policy/revoke/c0ffee12", "POST"),
+        ("/resume/all", "POST"),
+    ):
         assert (await get(admin, path, method))[0] == 404
     assert not runner.forwarders["heap"].paused
 
@@ -150,6 +200,16 @@ async def test_the_socket_is_its_owners_and_takes_orders(runner: Runner, tmp_pat
     assert await asked(tmp_path, "POST", "/resume/all") == {"resumed": ["heap", "sentry"]}
     assert not any(forwarder.paused for forwarder in runner.forwarders.values())
     assert await asked(tmp_path, "POST", "/pause/jane") == {"detail": "no such recipient"}
+    assert {*runner.actors, runner.witnessed[0][0]} == {actor_of()}
+    assert [entry[1:] for entry in runner.witnessed] == [
+        ("stage.resume", {"stage": "pseudonymizer"}, "done"),  # part of all
+        ("recipient.pause", {}, "refused:unknown"),
+    ]
+    assert await asked(tmp_path, "POST", "/resume/pseudonymizer") == {"resumed": ["pseudonymizer"]}
+    assert runner.released == ["pseudonymizer", "pseudonymizer"]
+    assert (await asked(tmp_path, "GET", "/status"))["recipients"]["sentry"] == "braked"
+    for method, target in (("GET", "/dead"), ("POST", "/dead/purge"), ("POST", "/dead/replay")):
+        assert "embedded log" in (await asked(tmp_path, method, target))["detail"]
     with pytest.raises(NotRunningError):
         await asked(tmp_path, "POST", "/destroy/heap")
 

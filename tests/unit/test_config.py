@@ -5,10 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from telemetry.config import Bind, load_settings
+from telemetry.config import (
+    Bind,
+    BrokerSection,
+    Settings,
+    VaultSection,
+    check_vault,
+    load_settings,
+)
 from telemetry.errors import ConfigError
 from telemetry.policy import load_policy
 from telemetry.run import check_host
@@ -184,3 +192,61 @@ def test_nothing_goes_to_a_host_that_the_policy_does_not_name(
         check_host("sentry", hosts, given)
     assert "evil" not in str(caught.value)
     assert "169" not in str(caught.value)
+
+
+def test_a_search_must_be_an_address_with_a_place_for_the_token(tmp_path: Path) -> None:
+    good = written(tmp_path, '[recipient.sentry]\nsearch = "https://s.example/?q={token}"\n')
+    assert load_settings(good, environ=NOTHING).recipient["sentry"].search.endswith("{token}")
+    for wrong in (
+        "https://s.example/",
+        "{token}",
+        "javascript:{token}",
+        "https://s.example/ {token}",
+    ):
+        bad = written(tmp_path, f'[recipient.sentry]\nsearch = "{wrong}"\n')
+        with pytest.raises(ConfigError):
+            load_settings(bad, environ=NOTHING)
+
+
+def test_a_password_of_the_vault_has_no_place_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "telemetry.toml"
+    secret = "hunter" + "2"
+    for name in ("url", "journal"):
+        path.write_text(f'[vault]\n{name} = "postgresql+psycopg://v:{secret}@db.example/v"\n')
+        with pytest.raises(ConfigError, match=f"vault.{name} holds a password") as caught:
+            load_settings(path, environ={})
+        assert secret not in str(caught.value)
+    path.write_text("")
+    given = {"TELEMETRY_VAULT_URL": f"postgresql+psycopg://v:{secret}@db.example/v"}
+    settings = load_settings(path, environ=given)
+    assert settings.vault.shared
+    assert secret not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("environment", "broker", "url", "fits"),
+    [
+        ("production", "spool", "", True),
+        ("production", "kafka", "", False),
+        ("staging", "kafka", "sqlite:////var/lib/telemetry/v", False),
+        ("staging", "kafka", "postgresql+psycopg://v@db.example/v", True),
+        ("development", "kafka", "", True),
+    ],
+)
+def test_a_sqlite_vault_is_for_one_pseudonymizer(
+    environment: str, broker: Literal["spool", "kafka"], url: str, fits: bool
+) -> None:
+    settings = Settings(
+        environment=environment, broker=BrokerSection(kind=broker), vault=VaultSection(url=url)
+    )
+    if fits:
+        check_vault(settings)
+    else:
+        with pytest.raises(ConfigError, match="one pseudonymizer"):
+            check_vault(settings)
+
+
+def test_a_vault_is_not_its_own_journal() -> None:
+    url = "postgresql+psycopg://v@db.example/v"
+    with pytest.raises(ConfigError, match="bring both back"):
+        check_vault(Settings(vault=VaultSection(url=url, journal=url)))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Never
 
@@ -17,7 +18,8 @@ from hypothesis import strategies as st
 
 from scrubbers.model import Scrubbed
 from telemetry.brokers import DEAD, Broker, Entry, Polled, clean
-from telemetry.errors import BrokerError
+from telemetry.dead_letter import Brake
+from telemetry.errors import BrokerError, TooManyDead
 from telemetry.forward import Forwarder, Rate
 from telemetry.parcel import Parcel
 from telemetry.sinks import Delivered, Delivery, Outcome, Refused, Retry, Shaping, Sink
@@ -499,3 +501,128 @@ async def test_no_log_line_holds_a_value() -> None:
         "event", "log_level", "recipient", "parcels", "probe_s", "delivered", "dead", "dropped",
     }  # fmt: skip
     assert all(set(line) <= allowed for line in logs)
+
+
+async def test_what_a_revoked_policy_scrubbed_never_leaves_and_is_counted() -> None:
+    broker, sink = Memory(), Scripted(all_delivered)
+    revoked = replace(parcel(2), policy_digest="bad0")
+    broker.append(clean("heap"), [parcel(1), revoked, parcel(3)])
+    worker = forwarder(sink, broker, accepts=lambda digest: digest != "bad0")
+    assert await worker.step()
+    assert sink.requests == [[f"{1:032x}", f"{3:032x}"]]
+    assert broker.books() == {
+        Entry("heap", "delivered"): 2,
+        Entry("heap", "dropped", "revoked_policy"): 1,
+    }
+    assert balanced(broker)
+
+
+async def test_a_policy_that_is_revoked_while_its_parcels_wait_stops_them_too() -> None:
+    broker, accepted = filled(3), True
+    sink = Scripted(lambda deliveries: [Retry()] * len(deliveries))
+    worker = forwarder(sink, broker, accepts=lambda _digest: accepted)
+    step = asyncio.create_task(worker.step())
+    await until(lambda: len(sink.requests) >= 2)
+    accepted = False
+    assert await step
+    assert broker.books()[Entry("heap", "dropped", "revoked_policy")] == 3
+    assert balanced(broker)
+
+
+def choking(bad: Collection[str]) -> Callable[[Sequence[Delivery]], Sequence[Outcome]]:
+    """Behave like a recipient that one event brings down: 5xx for whatever request holds it."""
+
+    def answer(deliveries: Sequence[Delivery]) -> Sequence[Outcome]:
+        if any(one.delivery_id in bad for one in deliveries):
+            return [Retry()] * len(deliveries)
+        return [Delivered()] * len(deliveries)
+
+    return answer
+
+
+@pytest.mark.parametrize("bad", [{0}, {57}, {99}, {3, 4, 88}, set(range(0, 100, 25))])
+async def test_an_event_that_fails_alone_holds_up_nobody_and_is_given_up_after_others_passed(
+    bad: set[int],
+) -> None:
+    broker = filled(100)
+    sink = Scripted(choking({f"{number:032x}" for number in bad}))
+    worker = forwarder(sink, broker, backoff_s=(0.001, 0.004))
+    step = asyncio.create_task(worker.step())
+    good = {f"{number:032x}" for number in range(100)} - {f"{number:032x}" for number in bad}
+
+    def delivered() -> set[str]:
+        return {one for request in sink.requests for one in request}
+
+    await until(lambda: good <= delivered() and not step.done())
+    # Others pass as they come in, and each time the one that fails alone has its chance.
+    number = 1000
+    while not step.done():
+        broker.append(clean("heap"), [parcel(number)])
+        number += 1
+        await asyncio.sleep(0.002)
+        assert number < 4000
+    await step
+    while await worker.step():
+        pass
+    books = broker.books()
+    assert books[Entry("heap", "dead", "fails_alone")] == len(bad)
+    assert books[Entry("heap", "delivered")] == 100 - len(bad) + number - 1000
+    assert {int(letter.event_id, 16) for letter in broker.streams[DEAD]} == bad
+    assert balanced(broker)
+
+
+async def test_a_recipient_that_is_down_is_not_bisected_and_loses_nothing() -> None:
+    broker, up = filled(100), False
+    sink = Scripted(
+        lambda deliveries: [Delivered() if up else Retry()] * len(deliveries),
+    )
+    worker = forwarder(sink, broker, backoff_s=(0.001, 0.002))
+    step = asyncio.create_task(worker.step())
+    await until(lambda: len(sink.requests) >= 60)
+    sizes = [len(request) for request in sink.requests]
+    assert sizes[:5] == [100] * 5
+    assert set(sizes[5:]) == {1}  # asked for less, one wait for each
+    assert len({request[0] for request in sink.requests[5:60]}) > 40  # another one each time
+    up = True
+    assert await step
+    assert broker.books()[Entry("heap", "delivered")] == 100
+    assert DEAD not in broker.streams
+    assert sum(len(request) for request in sink.requests[-3:]) >= 99
+
+
+async def test_a_recipient_that_fails_every_other_time_loses_nothing() -> None:
+    broker = filled(120)
+    chance = random.Random(7)  # noqa: S311 - which requests fail, no secret
+    sink = Scripted(
+        lambda deliveries: [Delivered() if chance.random() < 0.5 else Retry()] * len(deliveries)
+    )
+    worker = forwarder(sink, broker, backoff_s=(0.0001, 0.001))
+    while await worker.step():
+        pass
+    assert broker.books()[Entry("heap", "delivered")] == 120
+    assert balanced(broker)
+
+
+async def test_a_recipient_that_refuses_everything_is_not_fed_into_the_dead_letters() -> None:
+    broker, refuse = filled(1000), True
+    sink = Scripted(
+        lambda deliveries: [Refused(reason="rejected") if refuse else Delivered()] * len(deliveries)
+    )
+    worker = forwarder(sink, broker, brake=Brake(run_length=300))
+    assert await worker.step()
+    with pytest.raises(TooManyDead):
+        await worker.step()
+    assert worker.state() == "braked"
+    assert len(broker.streams[DEAD]) == 200
+    with pytest.raises(TooManyDead):
+        await worker.step()
+    assert len(broker.streams[DEAD]) == 200
+    refuse = False  # mended at the recipient: nothing further was lost
+    while await worker.step():
+        pass
+    assert worker.state() == "running"
+    assert broker.books() == {
+        Entry("heap", "dead", "rejected"): 200,
+        Entry("heap", "delivered"): 800,
+    }
+    assert balanced(broker)

@@ -18,8 +18,9 @@ from making import NOW, World
 from scrubbers.detectors import Detectors
 from telemetry.batch import encode_batches
 from telemetry.brokers import DEAD, HELD, SEALED, Entry, Polled, clean
+from telemetry.dead_letter import Brake
 from telemetry.edge import Item
-from telemetry.errors import CapsuleError, DecodeError, VaultError
+from telemetry.errors import CapsuleError, DecodeError, PolicyError, TooManyDead, VaultError
 from telemetry.identity import Identifier
 from telemetry.identity.vault import SuppressionState
 from telemetry.parcel import HEADER, Parcel
@@ -336,6 +337,31 @@ def stage(world: World, log: Log, identity: Any = None) -> Pseudonymizer:
         on_scrub=_here,
         now=lambda: world.now,
     )
+
+
+async def test_a_stage_that_would_park_nearly_everything_takes_nothing_until_it_is_told_to(
+    world: World,
+) -> None:
+    good = world.parcel("analytics_event", EVENT)
+    log = Log([replace(good, event_id=f"{number:032x}") for number in range(20)])
+    one = stage(world, log)
+    one.brake = Brake(run_length=10)
+    for _ in range(2):
+        with pytest.raises(TooManyDead, match="telemetry dead list"):
+            await one.step()
+    assert not log.finished
+    one.brake = Brake(run_length=20)  # an operator says that these are to be parked
+    assert await one.step()
+    assert len(log.finished) == 1
+
+
+async def test_under_a_revoked_policy_nothing_is_taken(world: World) -> None:
+    log = Log([world.parcel("analytics_event", EVENT)])
+    one = stage(world, log)
+    world.register.enter(world.policy.digest, "revoked", NOW)
+    with pytest.raises(PolicyError, match="revoked"):
+        await one.step()
+    assert not log.finished
 
 
 async def test_outputs_and_counts_of_a_batch_are_finished_in_one_step(world: World) -> None:

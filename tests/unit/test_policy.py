@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -7,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from scrubbers.detectors import Detectors
+from scrubbers.engine import scrub
 from telemetry.errors import ConfigError, PolicyError, SchemaError
 from telemetry.policy import Policy, PolicyRegister, load_policy, schemas_dir
+from telemetry.rules import Schemas
 from telemetry.schema import load_records
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
@@ -39,6 +43,7 @@ REFUSED = [
     ("recipients.toml", 'compensation = "', 'comment = "', "Correct it"),
     ("retention.toml", 'ceiling = "P12M"', 'ceiling = "P24M"', "P12M or less"),
     ("retention.toml", 'period = "P12M"', 'period = "P13M"', "P12M or less"),
+    ("retention.toml", 'held = "P12M"', 'held = "P2Y"', "P12M or less"),
     ("purposes.toml", 'retention = "12m"', 'retention = "13m"', "Use one of: 12m"),
     ("purposes.toml", '"error_event", ', '"analytics_event", ', "remove one"),
     ("events.toml", '{ type = "boolean" }', '{ typ = "boolean" }', "Correct it"),
@@ -46,6 +51,10 @@ REFUSED = [
     ("treatments.toml", '"default"', '"nearly"', "Use one of: default, drop"),
     ("treatments.toml", "[truncate_ip]", "[truncate_ip", "Correct the syntax"),
     ("pseudonyms.toml", '"integer"', '"number"', "Correct it"),
+    ("ways_back.toml", "keep_years = 3", "keep_years = 0", "Correct it"),
+    ("ways_back.toml", "valid_hours = 24", "valid_hours = 169", "Correct it"),
+    ("ways_back.toml", "enabled = false", "enabled = true", "[reason.NAME]"),
+    ("pseudonyms.toml", 'mode = "keep"', 'mode = "hash"', "Correct it"),
 ]
 
 
@@ -183,3 +192,154 @@ def test_a_register_accepts_live_and_superseded_policies_and_never_a_revoked_one
 
 def test_a_policy_says_nothing_when_it_is_shown() -> None:
     assert "Düsseldorf" not in repr(Policy(schemas_dir() / "policy"))
+
+
+REASON = """
+[reason.abuse]
+text = { de = "Missbrauch", en = "abuse" }
+ways = ["join", "reidentify"]
+source = "rule 7"
+"""
+
+
+def person(name: str, *may: str, user: str = "") -> str:
+    listed = ", ".join(f'"{part}"' for part in may)
+    return f'[person.{name}]\nuser = "{user or name}"\nmay = [{listed}]\n'
+
+
+@pytest.mark.parametrize(
+    ("way", "written", "remedy"),
+    [
+        ("join", person("erika", "join"), "[reason.NAME]"),
+        ("join", REASON + person("erika", "request"), "[person.NAME]"),
+        ("reidentify", REASON + person("erika", "request"), "[person.NAME]"),
+        ("reidentify", REASON + person("erika", "request", "approve"), "[person.NAME]"),
+        (
+            "reidentify",
+            REASON + person("erika", "request") + person("max", "approve", user="erika"),
+            "a user of their own",
+        ),
+        ("join", REASON.replace('"join", ', "") + person("erika", "join"), "[reason.NAME]"),
+    ],
+)
+def test_a_way_back_that_one_person_alone_could_take_stops_the_start(
+    tmp_path: Path, way: str, written: str, remedy: str
+) -> None:
+    with pytest.raises(PolicyError) as caught:
+        load_policy(with_ways_back(tmp_path, way, written))
+    assert caught.value.path is not None
+    assert caught.value.path.name == "ways_back.toml"
+    assert remedy in str(caught.value)
+
+
+def test_a_way_back_with_reason_and_two_persons_is_accepted(tmp_path: Path) -> None:
+    written = REASON + person("erika", "request", "approve") + person("max", "approve")
+    rules = load_policy(with_ways_back(tmp_path, "reidentify", written)).ways_back
+    assert rules.reidentify.enabled
+    assert not rules.join.enabled
+
+
+def test_as_shipped_no_way_leads_back_to_an_account() -> None:
+    rules = load_policy(schemas_dir() / "policy").ways_back
+    assert not rules.join.enabled
+    assert not rules.reidentify.enabled
+    assert not rules.person
+
+
+def with_ways_back(tmp_path: Path, way: str, written: str) -> Path:
+    folder = tmp_path / "policy"
+    shutil.copytree(schemas_dir() / "policy", folder)
+    path = folder / "ways_back.toml"
+    text = path.read_text("utf-8")
+    head, mark, rest = text.partition(f"[{way}]")
+    path.write_text(head + mark + rest.replace("false", "true", 1) + written, "utf-8")
+    return folder
+
+
+DIGESTS = {name: (name * 64)[:64] for name in ("a", "b", "c")}
+
+
+def test_a_running_process_obeys_what_another_one_revokes(tmp_path: Path) -> None:
+    now = 0.0
+    path = tmp_path / "policies.ndjson"
+    running = PolicyRegister(path, monotonic=lambda: now)
+    running.enter(DIGESTS["a"], "live", NOW)
+    assert running.accepts(DIGESTS["a"])
+    PolicyRegister(path).revoke("a" * 8, NOW, by="uid 7")
+    now += PolicyRegister.LOOK_S
+    assert not running.accepts(DIGESTS["a"])
+    assert json.loads(path.read_text("utf-8").splitlines()[-1]) == {
+        "digest": DIGESTS["a"],
+        "state": "revoked",
+        "at": NOW.isoformat(),
+        "by": "uid 7",
+    }
+    assert running.states() == [(DIGESTS["a"], "revoked", NOW.isoformat())]
+
+
+@pytest.mark.parametrize("given", ["", "aaaa", "d" * 64, "b" * 65])
+def test_what_names_no_policy_revokes_none(tmp_path: Path, given: str) -> None:
+    register = PolicyRegister(tmp_path / "policies.ndjson")
+    for digest in DIGESTS.values():
+        register.enter(digest, "live", NOW)
+    with pytest.raises(PolicyError, match="telemetry policy list"):
+        register.revoke(given, NOW)
+    assert [state for _, state, _ in register.states()] == ["superseded", "superseded", "live"]
+
+
+def test_digits_that_two_policies_share_revoke_neither(tmp_path: Path) -> None:
+    register = PolicyRegister(tmp_path / "policies.ndjson")
+    for end in "01":
+        register.enter("a" * 63 + end, "live", NOW)
+    with pytest.raises(PolicyError, match="or several"):
+        register.revoke("a" * 63, NOW)
+
+
+def test_half_a_line_of_a_killed_process_is_no_entry_and_harms_no_later_one(tmp_path: Path) -> None:
+    path = tmp_path / "policies.ndjson"
+    PolicyRegister(path).enter(DIGESTS["a"], "live", NOW)
+    with path.open("ab") as file:
+        file.write(b'{"digest": "bbb')
+    register = PolicyRegister(path)
+    assert register.accepts(DIGESTS["a"])
+    register.revoke(DIGESTS["a"], NOW)
+    assert PolicyRegister(path).states() == [(DIGESTS["a"], "revoked", NOW.isoformat())]
+
+
+def test_a_line_that_somebody_writes_by_hand_is_obeyed_with_or_without_its_end(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "policies.ndjson"
+    PolicyRegister(path).enter(DIGESTS["a"], "live", NOW)
+    line = {"digest": DIGESTS["a"], "state": "revoked", "at": NOW.isoformat()}
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line))
+    register = PolicyRegister(path)
+    assert not register.accepts(DIGESTS["a"])
+    register.enter(DIGESTS["b"], "live", NOW)
+    assert [state for _, state, _ in PolicyRegister(path).states()] == ["revoked", "live"]
+
+
+def test_a_register_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "policies.ndjson"
+    path.write_text("no json\n", "utf-8")
+    with pytest.raises(PolicyError, match="nobody knows what was revoked"):
+        PolicyRegister(path)
+
+
+def test_a_policy_may_drop_trace_ids_but_not_of_what_is_nothing_without(
+    edited: Callable[[str, str, str], Path],
+) -> None:
+    folder = edited("policy/pseudonyms.toml", 'mode = "keep"', 'mode = "drop"') / "policy"
+    policy = load_policy(folder)
+    for mode, kept in ((load_policy(), True), (policy, False)):
+        schemas = Schemas(mode, Detectors.compile(mode.detector_table))
+        event = b'{"contexts": {"trace": {"trace_id": "%s"}}}' % (b"ab" * 16)
+        outcome = scrub(event, schemas.rules_for("error_event", event))
+        assert (b"ab" * 16 in outcome.event) is kept
+        assert (("contexts", "trace") in {r.path for r in outcome.remarks}) is not kept
+    kinds = (folder / "purposes.toml").read_text("utf-8").replace('"check_in"', '"log"')
+    (folder / "purposes.toml").write_text(kinds, "utf-8")
+    with pytest.raises(PolicyError, match="without which 'log' is nothing") as caught:
+        load_policy(folder)
+    assert caught.value.path == folder / "pseudonyms.toml"

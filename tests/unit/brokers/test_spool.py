@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from telemetry.brokers import DEAD, SEALED, Broker, Entry, clean
+from telemetry.brokers import DEAD, HELD, SEALED, Broker, Entry, clean
 from telemetry.brokers.spool import Spool
 from telemetry.errors import BrokerError, KeyringError, SpoolFull
 from telemetry.parcel import Parcel
@@ -395,10 +395,139 @@ def test_clean_parcels_wait_at_the_brim_but_dead_ones_never(open_spool: Opener) 
     fill(spool, "quota")
     polled = spool.poll(SEALED, GROUP, 4)
     with pytest.raises(SpoolFull):
-        spool.finish(polled, {clean("heap"): [large(n) for n in range(8)]}, {DONE: 4})
+        spool.finish(polled, {clean("heap"): [large(n) for n in range(4)]}, {DONE: 4})
     stored = spool.books()[ONE]
-    spool.finish(polled, {DEAD: [large(n) for n in range(8)]}, {DONE: 4})
+    spool.finish(polled, {DEAD: [large(n) for n in range(2)]}, {DONE: 4})
     assert spool.books() == {ONE: stored, DONE: 4}
+    assert spool.pending()[DEAD] == 2
+
+
+def test_a_recipient_that_stays_away_takes_its_share_and_stops_nobody_else(
+    open_spool: Opener,
+) -> None:
+    spool = open_spool(quota_bytes=4 << 20)
+    taken = 0
+    for n in range(200):  # 12 MB, three times the quota
+        spool.append(SEALED, [large(n)], {ONE: 1})
+        polled = spool.poll(SEALED, GROUP, 10)
+        outputs = {clean("heap"): polled.parcels, clean("sentry"): polled.parcels}
+        spool.finish(polled, outputs, {DONE: 1, Entry("heap", "routed"): 1})
+        taken += len(BrokerConformance.drain(spool, clean("sentry"), "sentry"))
+    assert taken == 200
+    books = spool.books()
+    dropped = books[Entry("heap", "dropped", "no_room")]
+    assert books[Entry("heap", "routed")] == 200 == dropped + spool.pending()[clean("heap")]
+    assert Entry("sentry", "dropped", "no_room") not in books
+    used, most = spool.room()[clean("heap")]
+    assert most - 61_000 < used <= most == 1 << 20
+    # Once it is back, and has taken what waited, there is room again.
+    BrokerConformance.drain(spool, clean("heap"), "heap")
+    assert spool.room()[clean("heap")].used_bytes == 0
+    spool.append(SEALED, [large(0)], {})
+    polled = spool.poll(SEALED, GROUP, 10)
+    spool.finish(polled, {clean("heap"): polled.parcels}, {})
+    assert spool.pending()[clean("heap")] == 1
+
+
+def test_a_flood_of_unreadable_events_takes_its_share_then_its_originals_are_forgotten(
+    open_spool: Opener,
+) -> None:
+    spool = open_spool(quota_bytes=4 << 20)
+    unreadable = Entry("edge", "dead", "undecodable")
+    for n in range(0, 6000, 100):
+        letters = [make_parcel(n + k, body=os.urandom(2000)) for k in range(100)]
+        spool.append(SEALED, [], {unreadable: 100}, beside={DEAD: letters})
+    books, pending = spool.books(), spool.pending()
+    dropped = books[Entry("dead", "dropped", "no_room")]
+    assert books[unreadable] == 6000 == pending[DEAD] + dropped
+    bare = [one for one in spool.look(DEAD, 0, 10_000) if not one.parcel.body]
+    assert len(bare) + dropped == books[Entry("dead", "forgotten")]
+    assert len(bare) > 500
+    used, most = spool.room()[DEAD]
+    assert used < 1.3 * most
+    for n in range(30):
+        spool.append(SEALED, [large(n)], {})
+    spool.close()
+    again = open_spool(quota_bytes=4 << 20)
+    assert again.room()[DEAD].used_bytes == used
+
+
+def test_held_parcels_take_no_more_than_their_share(open_spool: Opener) -> None:
+    spool = open_spool(quota_bytes=1 << 20)
+    spool.append(SEALED, [make_parcel(0)], {})
+    polled = spool.poll(SEALED, GROUP, 1)
+    held = Entry("pseudonymizer", "held", "restricted")
+    spool.finish(polled, {HELD: [large(n) for n in range(9)]}, {held: 9})
+    assert HELD not in spool.pending()
+    assert spool.books()[Entry("held", "dropped", "no_room")] == 9
+
+
+# ---------------------------------------------------------------------- a shelf
+
+
+def test_single_parcels_are_taken_out_of_their_records_and_the_rest_keeps_its_order(
+    open_spool: Opener,
+) -> None:
+    spool = open_spool()
+    gone = Entry("dead", "dropped", "purged")
+    for n in range(0, 30, 10):
+        spool.append(DEAD, [make_parcel(n + k) for k in range(10)], {})
+    kept = spool.look(DEAD, 0, 100)
+    assert [one.parcel for one in kept] == [make_parcel(n) for n in range(30)]
+    assert [one.parcel for one in spool.look(DEAD, kept[5].seq, 1)] == [
+        make_parcel(n) for n in range(10, 20)
+    ]
+    leaving = [kept[3], *kept[10:20], kept[29]]
+    replayed = [make_parcel(100)]
+    spool.take_out(DEAD, leaving, {gone: 12}, {SEALED: replayed})
+    spool.close()
+    spool = open_spool()
+    left = [n for n in range(30) if n not in (3, *range(10, 20), 29)]
+    assert [one.parcel for one in spool.look(DEAD, 0, 100)] == [make_parcel(n) for n in left]
+    assert spool.pending() == {DEAD: 18, SEALED: 1}
+    assert spool.books() == {gone: 12}
+    assert list(spool.poll(SEALED, GROUP, 10).parcels) == replayed
+    spool.take_out(DEAD, spool.look(DEAD, 0, 100), {})
+    assert spool.room()[DEAD].used_bytes == 0
+
+
+def test_what_is_not_there_any_more_is_not_taken_out_and_nothing_else_is(
+    open_spool: Opener,
+) -> None:
+    spool = open_spool()
+    spool.append(DEAD, [make_parcel(n) for n in range(3)], {})
+    kept = spool.look(DEAD, 0, 10)
+    spool.take_out(DEAD, kept[:1], {ONE: 1})
+    for wrong in (kept[:2], [kept[1]._replace(seq=99)], [kept[1], kept[1]]):
+        with pytest.raises(BrokerError, match="not there"):
+            spool.take_out(DEAD, wrong, {ONE: 1}, {SEALED: [make_parcel(9)]})
+    assert spool.books() == {ONE: 1}
+    assert spool.pending() == {DEAD: 2}
+
+
+def test_the_oldest_of_each_stream_is_the_first_that_nobody_has_finished(
+    open_spool: Opener,
+) -> None:
+    spool = open_spool()
+    assert spool.oldest() == {}
+    for n in range(3):
+        spool.append(SEALED, [make_parcel(n)], {})
+    spool.append(DEAD, [make_parcel(7)], {})
+    spool.finish(spool.poll(SEALED, GROUP, 1), {}, {})
+    assert spool.oldest() == {SEALED: make_parcel(1), DEAD: make_parcel(7)}
+
+
+def test_a_file_of_the_former_format_is_taken_over(open_spool: Opener, tmp_path: Path) -> None:
+    spool = open_spool()
+    spool.append(SEALED, [make_parcel(0)], {ONE: 1})
+    spool.append(DEAD, [large(1)], {})
+    before = spool.room()
+    spool.close()
+    damage(tmp_path / "spool.db", "DROP TABLE sizes")
+    damage(tmp_path / "spool.db", "PRAGMA user_version = 1")
+    again = open_spool()
+    assert {s: r for s, r in again.room().items() if s} == {s: r for s, r in before.items() if s}
+    assert list(again.poll(SEALED, GROUP, 10).parcels) == [make_parcel(0)]
 
 
 def test_the_file_is_reused_and_shrinks_when_idle(open_spool: Opener, tmp_path: Path) -> None:
@@ -503,7 +632,18 @@ def test_a_file_that_lost_what_it_acknowledged_is_not_used_again(
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
-def test_an_fsync_that_really_fails_is_an_error_and_the_next_append_is_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("call", "error", "when"),
+    [
+        ("fdatasync", "EIO", "12..14"),
+        ("fdatasync", "ENOSPC", "20"),
+        ("pwrite64", "EIO", "60..63"),
+        ("pwrite64", "ENOSPC", "60..63"),
+    ],
+)
+def test_a_disk_that_really_fails_is_an_error_and_the_next_append_is_kept(
+    tmp_path: Path, call: str, error: str, when: str
+) -> None:
     script = textwrap.dedent("""
         import sys
         from pathlib import Path
@@ -523,8 +663,10 @@ def test_an_fsync_that_really_fails_is_an_error_and_the_next_append_is_kept(tmp_
         os._exit(0)
     """)
     path = tmp_path / "spool.db"
-    inject = "inject=fdatasync:error=EIO:when=12..14"
-    command = ["strace", "-f", "-qq", "-o", os.devnull, "-e", "trace=fdatasync", "-e", inject]
+    # Only calls on the spool's own files are counted and fail.
+    files = [f"--trace-path={path}", f"--trace-path={path}-wal"]
+    inject = f"inject={call}:error={error}:when={when}"
+    command = ["strace", "-f", "-qq", "-o", os.devnull, *files, "-e", f"trace={call}", "-e", inject]
     done = subprocess.run(
         [*command, sys.executable, "-c", script, str(path)],
         capture_output=True,
@@ -540,6 +682,45 @@ def test_an_fsync_that_really_fails_is_an_error_and_the_next_append_is_kept(tmp_
     found = {p.event_id for p in spool.poll(SEALED, GROUP, 100).parcels}
     spool.close()
     assert {make_parcel(int(n)).event_id for n in kept.split()} <= found
+
+
+def test_where_files_may_not_grow_it_refuses_and_keeps_what_it_acknowledged(tmp_path: Path) -> None:
+    """A full disk for those who may not mount one: the kernel refuses writes above a file size."""
+    script = textwrap.dedent("""
+        import os, resource, signal, sys
+        from pathlib import Path
+        from telemetry.brokers.spool import Spool
+        from telemetry.errors import BrokerError
+        from telemetry.testing.brokers import make_parcel
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        spool = Spool(Path(sys.argv[1]), key=bytes(range(32)), ballast_bytes=1 << 20)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5 << 20, 5 << 20))
+        kept, refused = [], 0
+        for n in range(300):
+            try:
+                spool.append("sealed", [make_parcel(n, body=os.urandom(60_000))], {})
+                kept.append(n)
+            except BrokerError:
+                refused += 1
+        print(refused, *kept, flush=True)
+        os._exit(0)
+    """)
+    path = tmp_path / "spool.db"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    refused, *kept = map(int, done.stdout.split())
+    assert refused > 100
+    assert len(kept) > 30
+    spool = Spool(path, key=KEY, ballast_bytes=1 << 20)
+    found = {int(one.parcel.event_id, 16) for one in spool.look(SEALED, 0, 1000)}
+    assert set(kept) <= found
+    spool.append(SEALED, [make_parcel(1000)], {})
+    spool.close()
 
 
 @pytest.fixture

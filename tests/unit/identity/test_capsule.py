@@ -199,7 +199,7 @@ def test_an_opener_forgets_session_keys_when_their_key_is_disabled(
     document["keys"][0]["state"] = "DISABLED"
     path.write_text(json.dumps(document), "utf-8")
     ring.refresh()
-    with pytest.raises(CapsuleError, match=r"^capsule_unknown_key$"):
+    with pytest.raises(CapsuleError, match=r"^capsule_retired_key$"):
         opener.open(sealed, **BOUND)
 
 

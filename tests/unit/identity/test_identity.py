@@ -139,9 +139,40 @@ def test_a_quarter_ends_a_token_and_the_relationship_does_not(
     identity: Identity, sealer: Sealer
 ) -> None:
     event = resolved(identity, sealed(sealer, ACCOUNT))
-    before = NOW - timedelta(days=100)
-    assert event.tokens(ANALYTICS, NOW) == event.tokens(ANALYTICS, before)
-    assert event.tokens(ERRORS, NOW) != event.tokens(ERRORS, before)
+    later = NOW + timedelta(days=100)
+    first = event.tokens(ANALYTICS, NOW), event.tokens(ERRORS, NOW)
+    identity._now = lambda: later
+    identity._forget()
+    assert event.tokens(ANALYTICS, later) == first[0]
+    assert event.tokens(ERRORS, later) != first[1]
+
+
+QUARTER = datetime(2027, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("occurred", "now", "epoch"),
+    [
+        (timedelta(seconds=-1), timedelta(0), "2026q4"),
+        (timedelta(0), timedelta(0), "2027q1"),
+        # late: the old quarter still, for a week
+        (timedelta(days=-1), timedelta(days=6), "2026q4"),
+        (timedelta(seconds=-1), timedelta(days=7), "2027q1"),
+        (timedelta(days=-300), timedelta(days=7, seconds=-1), "2026q4"),
+        (timedelta(days=-300), timedelta(days=8), "2027q1"),
+        # ahead: the next quarter only within five minutes of it
+        (timedelta(minutes=3), timedelta(minutes=-4), "2027q1"),
+        (timedelta(minutes=3), timedelta(minutes=-6), "2026q4"),
+        (timedelta(hours=20), timedelta(hours=-1), "2026q4"),
+    ],
+)
+def test_an_epoch_is_that_of_the_event_within_a_week_and_five_minutes(
+    identity: Identity, occurred: timedelta, now: timedelta, epoch: str
+) -> None:
+    identity._now = lambda: QUARTER + now
+    identity._forget()
+    assert identity.epoch_of(ERRORS, QUARTER + occurred) == epoch
+    assert identity.epoch_of(ANALYTICS, QUARTER + occurred) == "rel"
 
 
 @pytest.mark.parametrize("days", [-401, 2, -10_000])
@@ -251,7 +282,7 @@ def test_a_vault_or_keyset_that_cannot_be_used_holds_the_batch(
     identity: Identity, sealer: Sealer, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     event = sealed(sealer, ACCOUNT)
-    with identity._vault._engine.begin() as connection:
+    with identity._vault.engine.begin() as connection:
         connection.exec_driver_sql("DROP TABLE subjects")
     with pytest.raises(VaultError):
         identity.resolve([event])
@@ -265,7 +296,7 @@ def test_a_secret_that_cannot_be_read_parks_its_events_only(
     identity: Identity, sealer: Sealer
 ) -> None:
     identity.resolve([sealed(sealer, ACCOUNT), sealed(sealer, OTHER)])
-    with identity._vault._engine.begin() as connection:
+    with identity._vault.engine.begin() as connection:
         connection.exec_driver_sql(
             "UPDATE subjects SET wrapped=zeroblob(60) WHERE locator=?",
             (identity._locator(ACCOUNT),),

@@ -15,7 +15,6 @@ import pytest
 
 from telemetry.errors import CapsuleError, IdentifierError, KeyringError, VaultError
 from telemetry.identity import initialise_development
-from telemetry.identity import vault as module
 from telemetry.identity.keyring import Keyring, Secret
 from telemetry.identity.vault import CACHE_S, Tombstoned, Unreadable, Vault, unwrap, wrap
 
@@ -183,7 +182,7 @@ def test_states_are_kept_and_only_an_erasure_is_final(opened: Opened) -> None:
 def test_a_state_of_a_later_version_stops_processing(opened: Opened, tmp_path: Path) -> None:
     vault = opened()
     with sqlite3.connect(tmp_path / "vault.sqlite3") as writer:
-        writer.execute("INSERT INTO suppressions VALUES (?, 'LATER')", (A,))
+        writer.execute("INSERT INTO suppressions (tag, state) VALUES (?, 'LATER')", (A,))
     writer.close()
     assert vault.states([A]) == {A: "RESTRICTED"}
 
@@ -200,6 +199,7 @@ def test_a_row_tells_the_month_and_nothing_of_the_person(opened: Opened, tmp_pat
     assert row.pop("locator") == A
     assert row.pop("erased_on") is None
     assert row.pop("wrap_version") == 1
+    assert row.pop("pins") == 0
     assert secret.expose() not in row.pop("wrapped")
     assert row == {}
 
@@ -251,7 +251,7 @@ def test_sqlite_is_durable_private_and_overwrites_what_it_deletes(
 ) -> None:
     vault = opened()
     vault.secrets([A])
-    with vault._engine.connect() as connection:
+    with vault.engine.connect() as connection:
         for pragma, expected in (
             ("journal_mode", "wal"),
             ("synchronous", 2),
@@ -286,7 +286,7 @@ def test_a_vault_that_is_locked_says_so_without_values_and_works_again_after(
     opened: Opened, tmp_path: Path
 ) -> None:
     vault = opened()
-    with vault._engine.connect() as connection:
+    with vault.engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA busy_timeout=10")
     blocker = sqlite3.connect(tmp_path / "vault.sqlite3", isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")
@@ -301,15 +301,14 @@ def test_a_vault_that_is_locked_says_so_without_values_and_works_again_after(
 
 def test_a_failing_look_up_of_states_is_no_active(opened: Opened) -> None:
     vault = opened()
-    with vault._engine.begin() as connection:
+    with vault.engine.begin() as connection:
         connection.exec_driver_sql("DROP TABLE suppressions")
     with pytest.raises(VaultError):
         vault.states([B])
 
 
-def test_what_is_remembered_has_a_bound(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_CACHE_ROWS", 10)
-    vault = opened()
+def test_what_is_remembered_has_a_bound(opened: Opened) -> None:
+    vault = opened(cache_rows=10)
     for n in range(30):
         vault.secrets([n.to_bytes(32, "big")])
     assert len(vault._subjects._rows) <= 10
@@ -318,7 +317,7 @@ def test_what_is_remembered_has_a_bound(opened: Opened, monkeypatch: pytest.Monk
 def test_a_forked_child_uses_a_connection_of_its_own(opened: Opened) -> None:
     vault = opened()
     made = vault.secrets([A])
-    with vault._engine.connect() as connection:
+    with vault.engine.connect() as connection:
         parents = connection.connection.driver_connection
     child = os.fork()
     if child == 0:
@@ -326,7 +325,7 @@ def test_a_forked_child_uses_a_connection_of_its_own(opened: Opened) -> None:
         try:
             vault._subjects.clear()
             status = 0 if vault.secrets([A, B])[A] == made[A] else 2
-            with vault._engine.connect() as connection:
+            with vault.engine.connect() as connection:
                 if connection.connection.driver_connection is parents:
                     status = 3
         finally:
@@ -340,7 +339,7 @@ def test_nothing_of_a_vault_shows_a_secret_or_a_password(opened: Opened, ring: K
     vault = opened()
     secret = vault.secrets([A])[A]
     assert isinstance(secret, Secret)
-    shown = f"{vault!r}{vault._subjects._rows!r}{secret!r}{vault._engine!r}"
+    shown = f"{vault!r}{vault._subjects._rows!r}{secret!r}{vault.engine!r}"
     assert secret.expose().hex() not in shown
     assert repr(secret.expose()) not in shown
     with pytest.raises(VaultError) as caught:

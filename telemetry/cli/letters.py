@@ -1,0 +1,383 @@
+"""Commands on dead letters: dead list, show, replay, purge.
+
+A list never shows an event: a reason, a place, a shape. The original opens only with the private
+key, which does not belong on these hosts; whoever gives it with ``--key`` brings it for the moment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+from urllib.parse import urlencode
+
+import msgspec
+import structlog
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from telemetry import logs
+from telemetry.admin import ELSEWHERE, NotRunningError, ask
+from telemetry.cli import EXIT_NO, Config, Json, State, app
+from telemetry.config import Settings, load_settings
+from telemetry.errors import CapsuleError, ConfigError
+from telemetry.letters import Chosen, Letter, Opened, page, purge
+from telemetry.status import spoken
+
+if TYPE_CHECKING:
+    from telemetry.brokers import Shelf
+    from telemetry.identity import DeadLetterOpener
+
+__all__: list[str] = []
+
+_LOUD: Final = "THIS SHOWS ORIGINAL EVENTS AND HOLDS PERSONAL DATA. Do not pass it on."
+_UNITS: Final = {"s": 1, "min": 60, "h": 3600, "d": 86_400}
+_AT_ONCE: Final = 50
+
+dead_app = typer.Typer(no_args_is_help=True, help="Look at events that could not be processed.")
+app.add_typer(dead_app, name="dead")
+
+EventId = Annotated[str, typer.Option("--event", help="Only this event id (32 hex digits).")]
+Reason = Annotated[str, typer.Option(help="Only this reason; docs/reliability.md lists them.")]
+Stage = Annotated[str, typer.Option(help="Only from edge, pseudonymizer, or a recipient.")]
+OlderThan = Annotated[str, typer.Option(help="Only those dead for longer: 90s, 10min, 6h, 7d.")]
+Key = Annotated[
+    Path | None,
+    typer.Option(help="keyset.json with the private key for dead letters.", show_default="none"),
+]
+
+
+@dead_app.command("list")
+def list_letters(
+    *,
+    event: EventId = "",
+    reason: Reason = "",
+    stage: Stage = "",
+    older_than: OlderThan = "",
+    most: Annotated[int, typer.Option(help="Most letters that are listed.")] = 100,
+    config: Config = None,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """List dead letters, oldest first: reason, stage, age, place, and whether one can go again.
+
+    Never shows an event. Asks the running pipeline; without one it reads the state itself.
+
+    Examples:
+
+      telemetry dead list
+
+      telemetry dead list --reason undecodable --older-than 1d --json
+    """
+    desk = _Desk(config, state)
+    found: list[Letter] = []
+    for letters in desk.pages(_chosen(event, reason, stage, older_than)):
+        found += letters
+        if len(found) >= most:
+            break
+    found = found[:most]
+    if as_json:
+        typer.echo(msgspec.json.encode(found).decode())
+        return
+    console = Console(highlight=False)
+    if not found:
+        console.print("No dead letters.")
+        return
+    table = Table(show_edge=False)
+    for column in ("reason", "stage", "path", "kind", "age", "place", "event", "goes again"):
+        table.add_column(column, overflow="fold")
+    for one in found:
+        row = (one.reason, one.stage, one.path, one.kind, spoken(one.age_s), one.place)
+        table.add_row(*map(escape, row), one.event_id, one.goes_again)
+    console.print(table)
+
+
+@dead_app.command()
+def show(
+    event_id: Annotated[str, typer.Argument(help="Event id, 32 hex digits.")],
+    *,
+    key: Key = None,
+    config: Config = None,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Show one event's dead letters: reason, path, shape. The original only with the key.
+
+    Without --key nothing of the event's content is shown: of its outermost object the names that
+    our records declare, and the class of each value. With --key the original is opened here, in
+    this command, and printed; the running pipeline logs that it handed it out.
+
+    Examples:
+
+      telemetry dead show 0190a6e0c0de7000800000000000c0de
+
+      telemetry dead show 0190a6e0c0de7000800000000000c0de --key /media/keys/keyset.json
+    """
+    desk = _Desk(config, state)
+    opener = desk.opener(key) if key else None
+    chosen = _chosen(event_id, "", "", "")
+    found = [one for letters in desk.pages(chosen, sealed=bool(key)) for one in letters]
+    if not found:
+        raise typer.BadParameter("There is no dead letter of this event.")
+    originals = [_open(opener, one) if opener else None for one in found]
+    if as_json:
+        shown = [msgspec.to_builtins(msgspec.structs.replace(one, sealed=b"")) for one in found]
+        for entry, original in zip(shown, originals, strict=True):
+            if original is not None:
+                entry["original"] = original.decode("utf-8", "replace")
+        typer.echo(json.dumps(shown))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    for one, original in zip(found, originals, strict=True):
+        for name in ("reason", "path", "stage", "kind", "tenant", "place", "goes_again"):
+            console.print(f"{name.replace('_', ' '):<12}", end="")
+            console.print(getattr(one, name) or "-", markup=False)
+        console.print(f"died         {one.died_at:%Y-%m-%d %H:%M:%S} UTC, {spoken(one.age_s)} ago")
+        console.print(f"retained     until {one.retain_until:%Y-%m-%d}")
+        for name, sort in one.shape.items():
+            console.print(f"  {name}: {sort}", markup=False)
+        if original is not None:
+            Console(stderr=True).print(f"[bold red]{_LOUD}[/]")
+            console.print(original.decode("utf-8", "replace"), markup=False)
+
+
+@dead_app.command()
+def replay(  # noqa: PLR0913 - options
+    *,
+    key: Annotated[Path, typer.Option(help="keyset.json with the private key for dead letters.")],
+    event: EventId = "",
+    reason: Reason = "",
+    stage: Stage = "",
+    older_than: OlderThan = "",
+    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    config: Config = None,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Send dead letters on their way again, after what killed them was mended.
+
+    Each goes with its own event id and time through today's edge and scrubber; its retention is
+    looked at first, and by the pseudonymizer the state of whom it names. One that fails again
+    stays where it is. What a recipient refused has no identifiers any more: no_identifiers.
+    Needs the running pipeline. Exit code 1 if some stayed.
+
+    Examples:
+
+      telemetry dead replay --reason undecodable --key /media/keys/keyset.json
+
+      telemetry dead replay --event 0190a6e0c0de7000800000000000c0de --key keyset.json --json
+    """
+    chosen = _some(event, reason, stage, older_than, everything=everything)
+    desk = _Desk(config, state)
+    opener = desk.opener(key)
+    outcomes: dict[str, int] = {}
+    begun = datetime.now(UTC)
+    with _progress("replayed", desk.waiting()) as advance:
+        for letters in desk.pages(chosen, sealed=True):
+            opened = []
+            for one in letters:
+                if one.died_at >= begun:
+                    continue  # it went already, and died again
+                original = _open(opener, one) if one.sealed else b""
+                if original is None:
+                    outcomes["another_key"] = outcomes.get("another_key", 0) + 1
+                    continue
+                opened.append(_opened(one, original))
+            for start in range(0, len(opened), _AT_ONCE):
+                some = opened[start : start + _AT_ONCE]
+                for word, count in desk.replay(some).items():
+                    outcomes[word] = outcomes.get(word, 0) + count
+                advance(len(some))
+    _tell(outcomes, as_json=as_json)
+    if set(outcomes) - {"replayed"}:
+        raise typer.Exit(EXIT_NO)
+
+
+@dead_app.command("purge")
+def purge_letters(
+    *,
+    event: EventId = "",
+    reason: Reason = "",
+    stage: Stage = "",
+    older_than: OlderThan = "",
+    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    config: Config = None,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Delete dead letters for good. They stay counted: dropped at dead, purged.
+
+    Examples:
+
+      telemetry dead purge --reason undecodable --older-than 7d
+
+      telemetry dead purge --all --json
+    """
+    chosen = _some(event, reason, stage, older_than, everything=everything)
+    desk = _Desk(config, state)
+    purged = 0
+    with _progress("purged", desk.waiting()) as advance:
+        for count in desk.purge(chosen):
+            purged += count
+            advance(count)
+    _tell({"purged": purged}, as_json=as_json)
+
+
+# ---------------------------------------------------------------------- which, and with what
+
+
+def _chosen(event: str, reason: str, stage: str, older_than: str) -> Chosen:
+    event = event.replace("-", "").lower()
+    if event and not re.fullmatch(r"[0-9a-f]{32}", event):
+        raise typer.BadParameter("An event id has 32 hexadecimal digits.")
+    seconds = 0.0
+    if older_than:
+        match = re.fullmatch(r"(\d{1,6})(s|min|h|d)", older_than)
+        if match is None:
+            raise typer.BadParameter("Write a time such as 90s, 10min, 6h or 7d.")
+        seconds = float(match[1]) * _UNITS[match[2]]
+    return Chosen(event_id=event, reason=reason, stage=stage, older_than_s=seconds)
+
+
+def _some(event: str, reason: str, stage: str, older_than: str, *, everything: bool) -> Chosen:
+    """Refuse to touch all of them for want of a word."""
+    chosen = _chosen(event, reason, stage, older_than)
+    if (chosen == Chosen()) is not everything:
+        raise typer.BadParameter(
+            "Say which: --event, --reason, --stage or --older-than; or else --all."
+        )
+    return chosen
+
+
+def _open(opener: DeadLetterOpener, one: Letter) -> bytes | None:
+    try:
+        return opener.open(one.sealed, event_id=one.event_id)
+    except CapsuleError:
+        return None
+
+
+def _opened(one: Letter, original: bytes) -> Opened:
+    seq = int(one.place.rpartition("/")[2])
+    return Opened(seq=seq, event_id=one.event_id, reason=one.reason, original=original)
+
+
+def _tell(outcomes: dict[str, int], *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(outcomes))
+    else:
+        listed = ", ".join(f"{word} {count}" for word, count in sorted(outcomes.items()))
+        typer.echo(listed or "No dead letters.")
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Any]:
+    """Show how far it is, on a terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total or None)
+        yield lambda count: bar.advance(task, count)
+
+
+# ---------------------------------------------------------------------- the log
+
+
+class _Desk:
+    """Where letters are looked at: the running pipeline, or the state itself if nobody owns it."""
+
+    def __init__(self, config: Path | None, state: Path | None) -> None:
+        overrides = {"state": str(state) if state else None}
+        self._settings: Settings = load_settings(config, overrides=overrides)
+
+    def opener(self, key: Path) -> DeadLetterOpener:
+        """Load the private key.
+
+        Raises:
+            KeyringError: It is not one, others can read it, or it is not for this environment.
+        """
+        from telemetry.identity import load_dead_letter_opener  # noqa: PLC0415 - only with a key
+
+        return load_dead_letter_opener(key, environment=self._settings.environment)
+
+    def waiting(self) -> int:
+        """Count the letters there are, as far as the running pipeline says."""
+        try:
+            return int(self._ask("GET", "/books")["waiting"]["dead"])
+        except NotRunningError:
+            return 0
+
+    def pages(self, chosen: Chosen, *, sealed: bool = False) -> Iterator[list[Letter]]:
+        """Give the letters, page by page, oldest first."""
+        after = -1
+        more = {"sealed": "1"} if sealed else {}
+        while after:
+            try:
+                answer = self._ask("GET", f"/dead?{_query(chosen, after, more)}")
+                letters = msgspec.convert(answer["letters"], list[Letter])
+                after = int(answer["next"])
+            except NotRunningError:
+                with self._shelf() as shelf:
+                    now = datetime.now(UTC)
+                    self._note_originals(sealed=sealed)
+                    letters, after = page(shelf, chosen, now, after=max(after, 0), sealed=sealed)
+            if letters:
+                yield letters
+
+    def _note_originals(self, *, sealed: bool) -> None:
+        """Say in our log that originals are read, as the running pipeline would."""
+        if sealed:
+            logs.configure(self._settings.log, production=self._settings.production)
+            log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.cli.letters")
+            log.warning("sealed_originals_given", by=f"uid {os.getuid()} pid {os.getpid()}")
+
+    def purge(self, chosen: Chosen) -> Iterator[int]:
+        """Delete letters, page by page; give how many of each."""
+        after = -1
+        while after:
+            try:
+                answer = self._ask("POST", f"/dead/purge?{_query(chosen, after, {})}")
+                count, after = int(answer["purged"]), int(answer["next"])
+            except NotRunningError:
+                with self._shelf() as shelf:
+                    count, after = purge(shelf, chosen, datetime.now(UTC), after=max(after, 0))
+            yield count
+
+    def replay(self, opened: list[Opened]) -> dict[str, int]:
+        """Hand opened letters to the running pipeline."""
+        outcomes: dict[str, int] = self._ask("POST", "/dead/replay", msgspec.json.encode(opened))
+        return outcomes
+
+    def _ask(self, method: str, target: str, body: bytes | None = None) -> Any:
+        answer = ask(self._settings.state_dir, method, target, body)
+        if isinstance(answer, dict) and "detail" in answer:
+            raise ConfigError(str(answer["detail"]))
+        return answer
+
+    @contextmanager
+    def _shelf(self) -> Iterator[Shelf]:
+        from telemetry.brokers import Shelf  # noqa: PLC0415 - help must not wait for it
+        from telemetry.run import open_broker  # noqa: PLC0415
+
+        settings = self._settings
+        if settings.broker.kind == "spool" and not (settings.state_dir / "spool.sqlite3").exists():
+            raise NotRunningError(f"There is no log in {settings.state_dir}.")
+        broker = open_broker(settings)
+        try:
+            if not isinstance(broker, Shelf):
+                raise ConfigError(ELSEWHERE)
+            yield broker
+        finally:
+            broker.close()
+
+
+def _query(chosen: Chosen, after: int, more: dict[str, str]) -> str:
+    words = {name: value for name, value in msgspec.to_builtins(chosen).items() if value}
+    return urlencode({**words, "after": str(max(after, 0)), **more})

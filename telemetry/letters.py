@@ -1,0 +1,148 @@
+"""Looking at dead letters and deleting them. Owns what may be seen of a letter without its key.
+
+Opens nothing, and loads little: the command line imports it.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final
+
+import msgspec
+
+from telemetry.brokers import DEAD, Entry, Kept, Shelf
+from telemetry.dead_letter import note_of
+from telemetry.parcel import Parcel
+
+__all__ = ["Chosen", "Letter", "Opened", "hindrance", "page", "purge"]
+
+PAGE: Final = 200
+_STAGES_WITH_IDENTIFIERS: Final = ("edge", "pseudonymizer")
+
+
+class Chosen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which letters are meant: those that fit everything that is set.
+
+    Attributes:
+        event_id: Of one event, 32 hex digits.
+        reason: A word of `telemetry.books.REASONS`.
+        stage: ``edge``, ``pseudonymizer`` or a recipient.
+        older_than_s: At least so many seconds in the dead stream.
+    """
+
+    event_id: str = ""
+    reason: str = ""
+    stage: str = ""
+    older_than_s: float = 0.0
+
+    def fits(self, letter: Parcel, now: datetime) -> bool:
+        """Tell whether a letter is meant."""
+        note = note_of(letter)
+        return (
+            self.event_id in ("", letter.event_id)
+            and self.reason in ("", letter.reason)
+            and self.stage in ("", note.stage)
+            and (now - note.at).total_seconds() >= self.older_than_s
+        )
+
+
+class Letter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is shown of a letter.
+
+    Attributes:
+        place: Where it lies: stream and number of the record.
+        age_s: Seconds since it died. died_at: When. retain_until: When its event's time is up.
+        goes_again: Whether it can be replayed; else why not, in one word.
+        sealed: The sealed original, only where it was asked for.
+    """
+
+    place: str
+    event_id: str
+    reason: str
+    stage: str
+    kind: str
+    tenant: str
+    died_at: datetime
+    age_s: float
+    retain_until: datetime
+    goes_again: str
+    path: str = ""
+    shape: dict[str, str] = {}
+    sealed: bytes = b""
+
+
+class Opened(msgspec.Struct, frozen=True, kw_only=True):
+    """A letter with its original, opened where the key is.
+
+    Attributes:
+        seq: Number of its record, from `Letter.place`.
+        original: As it was before it died.
+    """
+
+    seq: int
+    event_id: str
+    reason: str
+    original: bytes
+
+
+def page(
+    shelf: Shelf, chosen: Chosen, now: datetime, *, after: int = 0, sealed: bool = False
+) -> tuple[list[Letter], int]:
+    """Give the letters of one stretch of the dead stream, oldest first.
+
+    Args:
+        shelf: The log.
+        chosen: Which.
+        now: Aware UTC time.
+        after: Where the page before ended; 0 begins.
+        sealed: Whether to give the sealed originals.
+
+    Returns:
+        The letters, and where to go on; 0 at the end.
+    """
+    kept = shelf.look(DEAD, after, PAGE)
+    found = [_shown(one, now, sealed) for one in kept if chosen.fits(one.parcel, now)]
+    return found, kept[-1].seq if kept else 0
+
+
+def _shown(one: Kept, now: datetime, sealed: bool) -> Letter:  # noqa: FBT001 - from `page` only
+    letter, note = one.parcel, note_of(one.parcel)
+    return Letter(
+        place=f"{DEAD}/{one.seq}",
+        event_id=letter.event_id,
+        reason=letter.reason,
+        stage=note.stage,
+        kind=letter.kind,
+        tenant=letter.tenant,
+        died_at=note.at,
+        age_s=round((now - note.at).total_seconds(), 1),
+        retain_until=letter.retain_until,
+        goes_again=hindrance(letter, now) or "yes",
+        path=note.path,
+        shape=note.shape,
+        sealed=letter.body if sealed else b"",
+    )
+
+
+def hindrance(letter: Parcel, now: datetime) -> str:
+    """Say why a letter cannot go again; empty if it can."""
+    if not letter.body:
+        return "original_forgotten"
+    if now >= letter.retain_until:
+        return "expired"
+    if note_of(letter).stage not in _STAGES_WITH_IDENTIFIERS:
+        return "no_identifiers"
+    return ""
+
+
+def purge(shelf: Shelf, chosen: Chosen, now: datetime, *, after: int = 0) -> tuple[int, int]:
+    """Delete the letters of one stretch, and count them as ``purged``.
+
+    Returns:
+        How many, and where to go on; 0 at the end.
+    """
+    kept = shelf.look(DEAD, after, PAGE)
+    gone = [one for one in kept if chosen.fits(one.parcel, now)]
+    if gone:
+        shelf.take_out(DEAD, gone, {Entry(DEAD, "dropped", "purged"): len(gone)})
+    return len(gone), kept[-1].seq if kept else 0
