@@ -250,6 +250,7 @@ class Round:
         single: bool = False,
         say: Callable[[str], None] = lambda _line: None,
     ) -> None:
+        folder = folder.resolve()  # the process has a working folder of its own
         self.draw = Random(f"{seed}:{number}")  # noqa: S311 - reproducible, no secret
         self.report = Report(seed=seed, number=number, folder=str(folder))
         self.folder, self.state, self.kills, self.seconds = folder, folder / "state", kills, seconds
