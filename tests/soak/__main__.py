@@ -211,6 +211,9 @@ def summary(soak: Soak, compared: Compared | None) -> dict[str, Any]:
         "requests_refused": total("refused"),
         "arrived": total("arrived"),
         "repeats_on_the_wire": total("repeats"),
+        "without_room": sum(
+            report["books"].get("dropped", {}).get("no_room", 0) for report in reports
+        ),
         "dead": dict(sorted(dead.items())),
         "books_exact": all(report["books"].get("exact", False) for report in reports),
         "backlog_at_kill": percentiles(all_of("backlogs")),

@@ -179,6 +179,20 @@ def test_each_kind_of_harm_is_seen(
     assert any(told in what for what in judge(sent, books, heap, sentry))
 
 
+def test_only_a_schedule_that_filled_the_log_explains_a_want_of_room(
+    heap: Heap, sentry: Sentry
+) -> None:
+    sent, books = delivered(heap, sentry)
+    for _ in range(2):
+        sentry.events.pop()
+    books["delivered"]["sentry"] -= 2
+    books["dropped_at"] = {"sentry": {"no_room": 2}}
+    assert judge(sent, books, heap, sentry, filled=True) == []
+    assert any("LOST" in what for what in judge(sent, books, heap, sentry))
+    sentry.events.pop()  # one more than there was no room for
+    assert any("LOST" in what for what in judge(sent, books, heap, sentry, filled=True))
+
+
 def test_an_event_whose_request_was_refused_must_not_arrive(heap: Heap, sentry: Sentry) -> None:
     sent, books = delivered(heap, sentry)
     posted = Events(1).native((1000,))
