@@ -261,6 +261,7 @@ class Round:
         self._say, self._single = say, single
         self._begun = time.monotonic()
         self._open = ExitStack()
+        self._written_off: set[int] = set()
         # Recipients of ours are cut off in the middle on purpose.
         logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
 
@@ -516,7 +517,10 @@ class Round:
         if full and self.kills:
             self._start(measured=waiting > 0)
         self.tell(f"the log {'is' if full else 'is not'} full with {waiting} under way")
-        self._wait(lambda: self._backlog() < max(waiting // 2, 1), 10.0)
+        books = self._drained()
+        if books.get("dropped", {}).get(_NO_ROOM):
+            # They never arrive: no later kill may count them as under way.
+            self._written_off = self._waiting()
 
     def _without_room(self) -> int:
         with suppress(NotRunningError):
@@ -556,11 +560,13 @@ class Round:
             there.heal()
             there.garbage.clear()
 
-    def _backlog(self) -> int:
-        sent = self.client.sent
+    def _waiting(self) -> set[int]:
         there = self.heap.arrived.keys() | self.sentry.arrived.keys()
-        waiting = sent.acknowledged_at.keys() - there
-        return sum(not Events.marked(number) for number in waiting)
+        waiting = self.client.sent.acknowledged_at.keys() - there
+        return {number for number in waiting if not Events.marked(number)}
+
+    def _backlog(self) -> int:
+        return len(self._waiting() - self._written_off)
 
     def _load(self, wanted: int, seconds: float) -> int:
         """Send until so many are under way, or for so long."""

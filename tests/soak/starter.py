@@ -13,6 +13,7 @@ input it kills what it started, and ends.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import gc
 import json
 import os
@@ -72,7 +73,9 @@ class Starter:
 
     def __init__(self) -> None:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("TELEMETRY_", "COV"))}
-        self._environment = {**kept, "PYTHONPATH": str(_ROOT), "NO_COLOR": "1", "COLUMNS": "200"}
+        # A crash must say where it was; what faulthandler prints holds no value.
+        more = {"NO_COLOR": "1", "COLUMNS": "200", "PYTHONFAULTHANDLER": "1"}
+        self._environment = {**kept, **more, "PYTHONPATH": str(_ROOT)}
         self.ended: dict[int, int] = {}
         self._started: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._scratch: list[subprocess.Popen[bytes]] = []
@@ -164,6 +167,7 @@ def _become(order: Mapping[str, Any]) -> NoReturn:
         errors = os.open(order["errors"], os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
         for wanted, found in ((0, nothing), (1, nothing), (2, errors)):
             os.dup2(found, wanted)
+        faulthandler.enable(2)
         sys.argv = ["telemetry", "run"]
         from telemetry.cli import main
 
