@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any, Final, NamedTuple, Protocol
 
 from scrubbers.address import AddressProfile, truncate_ip
@@ -217,6 +217,8 @@ class _Memo(dict[str, str]):
 
 
 _MEMO: Final = 1024
+# No client gives an event so many tags; whoever does would have each of them searched three times.
+_MAP_ENTRIES: Final = 1_000
 
 MEMOS: Final[Mapping[str, _Memo]] = {
     "name": _Memo(_matching(_NAME)),
@@ -419,8 +421,11 @@ class Ledger:
         except (ValueError, OverflowError, OSError):
             return None
 
-    def texts_of(self, value: Mapping[str, Any]) -> dict[str, str]:
+    def texts_of(self, value: Mapping[str, Any], path: Path, name: str) -> dict[str, str]:
         """Read an open map of scalars; keys and values are free text."""
+        if len(value) > _MAP_ENTRIES:
+            value = dict(islice(value.items(), _MAP_ENTRIES))
+            self.invalid(path, name)
         plain = {
             key: item
             if type(item) is str
@@ -636,6 +641,8 @@ def _suspects(texts: list[str], detectors: Detectors, known: KnownValues | None)
     if detectors.gate_bytes(data):
         ends = list(accumulate(len(text.encode()) + 1 for text in searched))
         found.update(texts[n] for n in detectors.suspects(data, ends))
-    if known is not None and known.found_in(joined):
-        found.update(text for text in texts if known.found_in(text))
+    if known is not None and known.stands_in(joined):
+        found.update(
+            text for text, form in zip(texts, searched, strict=True) if known.stands_in(form)
+        )
     return found

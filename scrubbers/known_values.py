@@ -117,12 +117,16 @@ class KnownValues:
 
     def found_in(self, text: str) -> bool:
         """Tell whether one of the values stands in a text."""
+        return bool(self._pairs) and self.stands_in(searchable(text))
+
+    def stands_in(self, text: str) -> bool:
+        """As `found_in`, for a text in its searchable form."""
         if not self._pairs:
             return False
         if text.isascii():
             folded, exact = text.lower(), text
         else:
-            data = searchable(text).encode()
+            data = text.encode()
             # One character a byte: bytes fold ASCII only, and a search in text takes half the time.
             folded, exact = data.lower().decode("latin-1"), data.decode("latin-1")
         if not self._may_hold(folded, exact):

@@ -183,7 +183,7 @@ def _emit_leaf(  # noqa: C901 - one case a treatment
     elif entry.treatment == "shape":
         out(1, f"{given}: {value} = c.shape({value}, {call})")
     elif entry.shape == "map":
-        out(1, f"{given}: {value} = c.texts_of({value})")
+        out(1, f"{given}: {value} = c.texts_of({value}, {call})")
     elif entry.shape == "list":
         _emit_text(entry, value, out)
     elif entry.treatment == "redact_text":

@@ -169,7 +169,7 @@ def test_members_come_go_and_die_topics_grow_the_broker_restarts_and_the_books_a
     for stream in ("clean.heap", "clean.sentry", "dead", "held", SEALED):
         # Clean ones first: the order of `telemetry topics apply`.
         grow_topics(crew.bootstrap, crew.prefix, 6, [stream])
-    crew.until(lambda: reads_all_of(reader, 6), 30, "nobody reads the new partitions")
+    crew.until(lambda: reads_all_of(reader, 6), 60, "nobody reads the new partitions")
     exact_after("topics have grown")
     if crew.bootstrap == server.bootstrap:  # one that is not ours is not restarted
         before = crew.acknowledged

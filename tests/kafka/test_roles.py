@@ -16,6 +16,7 @@ from typing import Any
 
 import kafka
 import pytest
+import sqlalchemy
 from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
 from typer.testing import CliRunner
 
@@ -37,6 +38,7 @@ from telemetry.testing.sentry import SentryStandIn
 from tests.integration.running import COMMAND, environment, free_port, until
 from tests.kafka.server import KafkaServer, password_of, unsecured_token
 from tests.kafka.topics import open_broker
+from tests.postgres import postgres
 
 PEOPLE = 14
 GATEWAY, PSEUDONYMIZER = "gateway", "pseudonymizer"
@@ -168,8 +170,25 @@ def grant(server: KafkaServer, section: BrokerSection) -> None:
 
 
 @pytest.fixture
+def database() -> Iterator[str]:
+    with postgres() as url:
+        yield url
+
+
+def with_journal(database: str) -> str:
+    """Make the database of the tombstone journal, beside that of the vault."""
+    engine = sqlalchemy.create_engine(database, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        found = "SELECT 1 FROM pg_database WHERE datname = 'journal'"
+        if connection.exec_driver_sql(found).first() is None:
+            connection.exec_driver_sql("CREATE DATABASE journal")
+    engine.dispose()
+    return database.replace("/postgres?", "/journal?")
+
+
+@pytest.fixture
 def cast(
-    tmp_path: Path, server: KafkaServer, secured: Mapping[str, Any]
+    tmp_path: Path, server: KafkaServer, secured: Mapping[str, Any], database: str
 ) -> Iterator[tuple[dict[str, Role], HeapStandIn, SentryStandIn]]:
     """Make all roles, started: two pseudonymizers, one of each other."""
     admin = administrator(tmp_path / "admin", secured)
@@ -191,13 +210,17 @@ def cast(
         shutil.rmtree(roles["p-1"].state)
         roles["p-1"].state.mkdir(mode=0o700)
         shutil.copytree(roles["p-0"].state / "keys", roles["p-1"].state / "keys")
-        (roles["p-1"].state / "vault.sqlite3").symlink_to(roles["p-0"].state / "vault.sqlite3")
+        for name in ("p-0", "p-1"):
+            roles[name].more = {
+                "TELEMETRY_VAULT_URL": database,
+                "TELEMETRY_VAULT_JOURNAL": with_journal(database),
+            }
         shutil.copy(roles["p-0"].state / "keys" / "public.json", roles[GATEWAY].state / "keys")
         try:
             for role in roles.values():
                 role.start()
             for role in roles.values():
-                until(role.up, 60.0, f"{role.member} is up: {role.said()[-2000:]}")
+                until(role.up, 120.0, f"{role.member} is up: {role.said()[-2000:]}")
             yield roles, heap, sentry
         finally:
             for role in roles.values():

@@ -78,3 +78,9 @@ def test_nothing_of_it_reaches_a_recipient(schemas: Schemas) -> None:
     outcome = Edge(schemas).scrub(Item("error_event", raw))
     assert b"canary" not in outcome.event
     assert "canary" not in repr(outcome.remarks)
+
+
+def test_of_very_many_the_first_stay(schemas: Schemas) -> None:
+    tags, remarks = _tags(schemas, {f"k{number}": number for number in range(1_500)})
+    assert tags == {f"k{number}": str(number) for number in range(1_000)}
+    assert remarks == [(("tags",), "type", "invalid", 0, 0)]
