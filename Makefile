@@ -10,8 +10,11 @@ READY := $(VENV)/.ready
 PYTHON ?=
 WORKERS ?= 2
 SHORT ?=
+MINUTES ?= 30
+SEED ?=
+ROUND ?=
 
-.PHONY: help setup run test proof check bench score fuzz lint types docs generate lock dist clean
+.PHONY: help setup run test proof check bench score fuzz soak lint types docs generate lock dist clean
 
 help:
 	@printf '%s\n' \
@@ -22,6 +25,7 @@ help:
 	  'make score   recall and over-scrubbing of the detectors on our own corpus, against its bars' \
   'make proof   5,000 changes to the tables, each of which some check must notice; hostile inputs' \
   'make fuzz    inputs made to break promises; SECONDS=600 for each target, TARGETS="text url"' \
+  'make soak    kill -9 and every other fault at random; MINUTES=30 SEED=n; SHORT=1: 200 kills' \
   'make setup   prepare .venv only' \
 	  'make lock    resolve requirements.lock again (needs uv)' \
 	  'make dist    sdist and wheel, installed and started outside the checkout'
@@ -84,6 +88,9 @@ score: $(READY)
 # The shell knows a SECONDS of its own: only one that was given to make counts.
 fuzz: $(READY)
 	@$(BIN)/python -m tests.fuzz $(TARGETS) --seconds $(if $(filter command line,$(origin SECONDS)),$(SECONDS),60) --jobs $(WORKERS)
+
+soak: $(READY)
+	@$(BIN)/python -m tests.soak --json build/soak.json $(if $(SHORT),--minutes 2 --kills 200 --calm-s 40 --stall-s 40,--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(ROUND),--round $(ROUND))
 
 lock:
 	@command -v uv >/dev/null || { echo 'make lock needs uv: pip install uv' >&2; exit 1; }
