@@ -144,8 +144,8 @@ def tokens(
     """Show the tokens of an account, to find it at Sentry and Heap.
 
     Prints every token that is still alive, of each recipient and epoch, with a ready search link
-    where [recipient.NAME] has `search`. The ids themselves are not repeated. Needs the rights of
-    the pseudonymizer; audited, and limited for each person and day.
+    where the recipient's settings have `search`. The ids themselves are not repeated. Needs the
+    rights of the pseudonymizer; audited, and limited for each person and day.
 
     Examples:
 

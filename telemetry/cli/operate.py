@@ -90,7 +90,9 @@ async def serve(settings: Settings, part: Part | None = None) -> None:
         console.print(f"Policy {policy.digest[:12]} of notice {policy.notice.version}, {where}")
         if runner.gateway is not None:
             host, port = runner.address
-            console.print(f"[bold green]Taking events[/] at http://<any-key>@{host}:{port}/1")
+            for key, project in _clients(settings):
+                told = f"http://{key}@{host}:{port}/{project}"
+                console.print("[bold green]Taking events[/] at", escape(told))
         admin = ":".join(map(str, runner.admin_address))
         console.print(f"Health and metrics at http://{admin}/metrics; stop with Ctrl-C.")
         await runner.run(stop)
@@ -99,13 +101,31 @@ async def serve(settings: Settings, part: Part | None = None) -> None:
     console.print("Stopped; what was not delivered yet waits for the next start.")
 
 
+def _clients(settings: Settings) -> list[tuple[str, str]]:
+    """Give key and name of every project that may send; any key where none is declared."""
+    return [(p.key, name) for name, p in settings.project.items()] or [("<any-key>", "1")]
+
+
 @app.command()
-def check(*, config: Config = None, state: State = None, as_json: Json = False) -> None:
+def check(
+    *,
+    role: Annotated[
+        Literal[run, gateway, pseudonymize, forward],
+        typer.Option(help="For which role the settings are; only some need keys and a vault."),
+    ] = "run",
+    config: Config = None,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
     """Check configuration, keys, policy and schemas without starting anything.
+
+    Recipients are not asked, and their addresses and credentials are looked at by the start only.
 
     Examples:
 
       telemetry check
+
+      telemetry check --role gateway --config /etc/telemetry/gateway.toml
 
       TELEMETRY_POLICY=./policy telemetry check --json
     """
@@ -113,7 +133,8 @@ def check(*, config: Config = None, state: State = None, as_json: Json = False) 
     from telemetry.rules import Schemas  # noqa: PLC0415
 
     settings = _settings(config, state)
-    check_vault(settings)
+    if role in ("run", "pseudonymize"):
+        check_vault(settings)
     policy = load_policy(policy_dir(settings.policy.path))
     detectors = policy.detectors
     detectors.check_speed(time.thread_time)
