@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import quote
 
 import typer
@@ -110,7 +110,7 @@ def _clients(settings: Settings) -> list[tuple[str, str]]:
 def check(
     *,
     role: Annotated[
-        Literal[run, gateway, pseudonymize, forward],
+        Literal["run", "gateway", "pseudonymize", "forward"],
         typer.Option(help="For which role the settings are; only some need keys and a vault."),
     ] = "run",
     config: Config = None,
@@ -133,13 +133,14 @@ def check(
     from telemetry.rules import Schemas  # noqa: PLC0415
 
     settings = _settings(config, state)
-    if role in ("run", "pseudonymize"):
+    holds_keys = role in ("run", "pseudonymize")
+    if holds_keys:
         check_vault(settings)
     policy = load_policy(policy_dir(settings.policy.path))
     detectors = policy.detectors
     detectors.check_speed(time.thread_time)
     schemas = Schemas(policy, detectors)
-    keys = _keys(settings)
+    keys = _keys(settings) if holds_keys else {"state": "none for this role", "advice": ""}
     report = {
         "keys": keys,
         "policy": policy.digest,
