@@ -40,6 +40,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from telemetry.errors import AuditError
+from telemetry.identity import guarded
 from telemetry.identity.merkle import (
     HASH_BYTES,
     Frontier,
@@ -455,7 +456,7 @@ class AuditLog:
         self._path, self._signer, self._export, self._now = path, signer, export, now
         self._lock = threading.Lock()
         try:
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            guarded.create(path)
             self._connection = sqlite3.connect(
                 path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
             )
