@@ -82,22 +82,28 @@ def _open_vault(path: Path) -> None:
     engine.dispose()
 
 
-@pytest.mark.parametrize("open_again", [_open_audit, _open_requests, _open_vault])
-def test_a_reader_keeps_writers_out_although_its_process_opened_the_file_again(
-    tmp_path: Path, open_again: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("open_again", "begin"),
+    [(_open_audit, "EXCLUSIVE"), (_open_requests, "DEFERRED"), (_open_vault, "DEFERRED")],
+)
+def test_a_lock_keeps_writers_out_although_its_process_opened_the_file_again(
+    tmp_path: Path,
+    open_again: Callable[[Path], None],
+    begin: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(audit, "_BUSY_S", 0.05)
     path = tmp_path / "one.sqlite3"
     open_again(path)
     assert path.stat().st_mode & 0o777 == 0o600
-    reader = sqlite3.connect(path, isolation_level=None)
-    reader.execute("BEGIN")
-    reader.execute("SELECT count(*) FROM sqlite_master").fetchall()
-    with suppress(AuditError):  # it waits for the reader, as it should, and gives up
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute(f"BEGIN {begin}")
+    holder.execute("SELECT count(*) FROM sqlite_master").fetchall()
+    with suppress(AuditError):  # it waits for the holder, as it should, and gives up
         open_again(path)
     writer = [sys.executable, "-c", _WRITER, str(path)]
     other = subprocess.run(writer, check=False, timeout=30)  # noqa: S603 - our own text
-    reader.close()
+    holder.close()
     assert other.returncode == _REFUSED
 
 
