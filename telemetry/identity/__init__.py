@@ -332,6 +332,11 @@ class Identity:
     def __repr__(self) -> str:
         return f"Identity({self._keyring!r}, {self._vault!r})"
 
+    @property
+    def insecure(self) -> bool:
+        """Whether the keys lie in the clear: a keyset of development, which guards nobody."""
+        return self._keyring.insecure
+
     @classmethod
     def open(
         cls,
