@@ -181,12 +181,13 @@ class Entry:
         time: UTC, RFC 3339 with milliseconds.
         actor: ``person:NAME`` of the policy, ``user:NAME`` of the operating system, ``role:NAME``.
         action: One of `ACTIONS`.
-        object_commit: HMAC-SHA-256 of the canonical object under `r`, in hex.
+        object_commit: HMAC-SHA-256 of the canonical object under `r`, in hex; in the object a
+            sealed member stands by its own commitment.
         policy_digest: Policy in force, or empty.
         result: A word, or a word, a colon and a reason: ``done``, ``refused:limit``.
         r: 32 random bytes; empty once erased.
         body: The object, without its sealed members; None once erased.
-        sealed: Names of members that are in the commitment only.
+        sealed: Members that nobody can read, each by its commitment under `r`, in hex.
     """
 
     seq: int
@@ -198,7 +199,7 @@ class Entry:
     result: str
     r: bytes = b""
     body: Body | None = None
-    sealed: tuple[str, ...] = ()
+    sealed: Mapping[str, str] = field(default_factory=dict)
 
     def leaf(self) -> bytes:
         """Give the bytes that the tree holds."""
@@ -219,7 +220,7 @@ class Entry:
         members: dict[str, Any] = json.loads(self.leaf())
         if self.r:
             members |= {"r": self.r.hex(), "body": dict(self.body or {})}
-            members |= {"sealed": list(self.sealed)} if self.sealed else {}
+            members |= {"sealed": dict(self.sealed)} if self.sealed else {}
         return members
 
     @classmethod
@@ -234,7 +235,7 @@ class Entry:
                 **{name: members[name] for name in _LEAF_MEMBERS},
                 r=bytes.fromhex(members.get("r", "")),
                 body=members.get("body"),
-                sealed=tuple(members.get("sealed", ())),
+                sealed=dict(members.get("sealed", {})),
             )
             entry.leaf()
         except (KeyError, TypeError, ValueError, AttributeError):
@@ -244,10 +245,18 @@ class Entry:
         return entry
 
     def content_fits(self) -> bool:
-        """Tell whether the body is the one that was committed to; True if it cannot be told."""
-        if not self.r or self.sealed:
+        """Tell whether the body is the one that was committed to; True if it was erased.
+
+        What is sealed has its own commitment, so that all the rest stays checkable. Only a member
+        that the action may seal counts as such: the line that says so is vouched for by nobody.
+        """
+        if not self.r:
             return True
-        return hmac.compare_digest(_commit(self.r, self.body or {}), self.object_commit)
+        body = self.body or {}
+        if not set(self.sealed) <= _SEALED & ACTIONS.get(self.action, frozenset()) - set(body):
+            return False
+        committed = _commit(self.r, {**body, **self.sealed})
+        return hmac.compare_digest(committed, self.object_commit)
 
 
 _LEAF_MEMBERS: Final = (
@@ -263,6 +272,11 @@ _LEAF_MEMBERS: Final = (
 
 def _commit(r: bytes, members: Body) -> str:
     return hmac.digest(r, canonical_json(members), "sha256").hex()
+
+
+def _seal(r: bytes, members: Body) -> dict[str, str]:
+    """Commit to each member that is not to be read, by itself."""
+    return {name: _commit(r, {name: value}) for name, value in members.items() if name in _SEALED}
 
 
 class Signer(Protocol):
@@ -508,8 +522,8 @@ class AuditLog:
         """
         _check(actor, action, what, result, policy_digest)
         r = secrets.token_bytes(_RANDOM_BYTES)
-        commit = _commit(r, what)
-        sealed = tuple(sorted(_SEALED & set(what)))
+        sealed = _seal(r, what)
+        commit = _commit(r, {**what, **sealed})
         body = canonical_json({k: v for k, v in what.items() if k not in _SEALED}).decode()
         with self._lock, self._writing() as connection:
             frontier = self._frontier(connection)
@@ -529,7 +543,7 @@ class AuditLog:
                     entry.seq,
                     hashed,
                     *(entry.time, actor, action, commit, policy_digest, result),
-                    *(r, body, ",".join(sealed)),
+                    *(r, body, canonical_json(sealed).decode()),
                 ),
             )
             frontier.push(hashed)
@@ -684,7 +698,7 @@ class AuditLog:
         """
         found = self.entries(first=seq, last=seq)
         return bool(found and found[0].r) and hmac.compare_digest(
-            _commit(found[0].r, what), found[0].object_commit
+            _commit(found[0].r, {**what, **_seal(found[0].r, what)}), found[0].object_commit
         )
 
     def leaves(self, size: int | None = None) -> list[bytes]:
@@ -859,7 +873,8 @@ def _entry(row: Sequence[Any]) -> Entry:
         **dict(zip(_LEAF_MEMBERS, leaf, strict=True)),
         r=r or b"",
         body=None if body is None else json.loads(body),
-        sealed=tuple(sealed.split(",")) if sealed else (),
+        # Earlier builds kept the names alone.
+        sealed=json.loads(sealed) if sealed and sealed[0] == "{" else {},
     )
 
 
@@ -1117,8 +1132,9 @@ def verify_proof(document: Mapping[str, Any], keys: Sequence[VerifierKey]) -> bo
                 proof=proof,
             )
         entry = Entry.from_json(document["entry"])
+        fits = entry.content_fits()
     except (AuditError, KeyError, ValueError, TypeError, AttributeError):
         return False
-    return entry.content_fits() and verify_inclusion(
+    return fits and verify_inclusion(
         leaf_hash(entry.leaf()), index=entry.seq, size=head.size, proof=proof, root=head.root
     )

@@ -234,7 +234,8 @@ def test_a_token_is_committed_to_and_kept_nowhere(log: AuditLog, tmp_path: Path)
     what = {"request": "7", "reason": "abuse", "ticket": "T-1", "until": "", "token": TOKEN}
     seq = log.record("person:erika", "reidentify.request", what, "done")
     (entry,) = log.entries()
-    assert entry.sealed == ("token",)
+    assert set(entry.sealed) == {"token"}
+    assert TOKEN not in entry.sealed["token"]
     assert "token" not in (entry.body or {})
     assert log.covers(seq, what)
     assert not log.covers(seq, what | {"token": TOKEN.replace("9q", "8q")})
@@ -450,6 +451,34 @@ def test_an_edit_of_the_content_is_detected(told: list[str]) -> None:
     entry["body"] = {"recipient": "another"}
     told[5] = json.dumps(entry)
     assert kinds(told) == {"edit"}
+
+
+@pytest.mark.parametrize("sealed", [["token"], {"token": "0" * 64}, {"x": ""}, {"file": "0" * 64}])
+def test_a_forged_content_is_detected_whatever_its_line_says_is_sealed(
+    log: AuditLog, sealed: Any
+) -> None:
+    log.record("user:erika", "vault.backup", {"rows": 9, "file": "/home/erika/copy"}, "done")
+    log.checkpoint()
+    lines, proof = list(log.export()), log.prove(0)
+    for entry in (forged := json.loads(lines[-1]), proof["entry"]):
+        entry |= {"body": {"rows": 9, "file": "/backup/regular"}, "sealed": sealed}
+    assert not verify([*lines[:-1], json.dumps(forged)], KEYS).sound
+    assert not verify_proof(proof, KEYS)
+
+
+@pytest.mark.parametrize("member", ["request", "reason", "ticket", "sealed", "token"])
+def test_beside_a_sealed_token_every_member_stays_checkable(log: AuditLog, member: str) -> None:
+    what = {"request": "7", "reason": "abuse", "ticket": "T-1", "until": "", "token": TOKEN}
+    log.record("person:erika", "reidentify.request", what, "done")
+    log.checkpoint()
+    lines = list(log.export())
+    assert verify(lines, KEYS).sound
+    entry = json.loads(lines[-1])
+    if member == "sealed":
+        entry["sealed"] = {"token": "0" * 64}
+    else:
+        entry["body"][member] = "T-2"
+    assert kinds([*lines[:-1], json.dumps(entry)]) == {"edit"}
 
 
 def test_a_content_that_is_taken_away_without_an_entry_is_detected(told: list[str]) -> None:
