@@ -353,7 +353,7 @@ def run(
     """
     if (candidates is None) == (command is None):
         raise typer.BadParameter("Name either --candidates or --command.")
-    with _opened(config, state) as (_settings, _policy, back), ExitStack() as stack:
+    with _opened(config, state) as (_settings, _policy, back, _trial), ExitStack() as stack:
         lines = (
             stack.enter_context(_command(command))
             if command is not None
