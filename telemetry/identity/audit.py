@@ -124,7 +124,7 @@ ACTIONS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
             "reidentify.run": (*_REQUEST, "candidates"),
             "reidentify.result": (*_REQUEST, "candidates"),
             "audit.erase": ("seq", "reason", "ticket"),
-            "audit.prune": ("until", "count"),
+            "audit.prune": ("until", "count", "kept_from"),
         }.items()
     }
 )
@@ -623,6 +623,9 @@ class AuditLog:
     def prune(self, *, keep_years: int, actor: str = "role:audit") -> int:
         """Remove entries past their period, down to the hash that keeps the tree provable.
 
+        Always from the beginning on and without a gap; its own entry says up to which number, so
+        that whoever verifies an export sees if more is gone.
+
         Args:
             keep_years: Whole calendar years that an entry stays after its own.
             actor: Who does it.
@@ -635,17 +638,24 @@ class AuditLog:
         """
         limit = f"{self._now().astimezone(UTC).year - keep_years:04d}"
         with self._reading() as connection:
-            query = "SELECT count(*) FROM entries WHERE time IS NOT NULL AND time < ?"
-            (count,) = connection.execute(query, (limit,)).fetchone()
+            # A clock that was set back must not leave a gap, nor take what is younger.
+            query = (
+                "SELECT coalesce((SELECT min(seq) FROM entries WHERE time >= ?),"
+                " (SELECT max(seq) + 1 FROM entries), 0)"
+            )
+            (kept_from,) = connection.execute(query, (limit,)).fetchone()
+            query = "SELECT count(*) FROM entries WHERE time IS NOT NULL AND seq < ?"
+            (count,) = connection.execute(query, (kept_from,)).fetchone()
         if not count:
             return 0
-        self.record(actor, "audit.prune", {"until": limit, "count": count}, "done")
+        what = {"until": limit, "count": count, "kept_from": kept_from}
+        self.record(actor, "audit.prune", what, "done")
         with self._lock, self._writing() as connection:
             connection.execute(
                 "UPDATE entries SET time = NULL, actor = NULL, action = NULL, object_commit = NULL,"
                 " policy_digest = NULL, result = NULL, r = NULL, body = NULL, sealed = NULL"
-                " WHERE time IS NOT NULL AND time < ?",
-                (limit,),
+                " WHERE time IS NOT NULL AND seq < ?",
+                (kept_from,),
             )
         return int(count)
 
@@ -1011,7 +1021,8 @@ def verify(
     own: list[str] = []
     gone: list[int] = []
     accounted: set[int] = set()
-    pruned = prunings = 0
+    pruned: list[int] = []
+    prunings: list[tuple[int, int]] = []
     for number, line in enumerate(lines):
         try:
             members = json.loads(line)
@@ -1023,14 +1034,17 @@ def verify(
             elif set(members) == {"seq", "hash"}:
                 numbers.append(int(members["seq"]))
                 hashes.append(bytes.fromhex(members["hash"]))
-                pruned += 1
+                pruned.append(numbers[-1])
             else:
                 entry = Entry.from_json(members)
                 if not entry.r:
                     gone.append(entry.seq)
                 elif entry.action == "audit.erase":
                     accounted.add(int((entry.body or {}).get("seq", -1)))
-                prunings += entry.action == "audit.prune"
+                elif entry.action == "audit.prune":
+                    said = entry.body or {}
+                    kept_from = int(said.get("kept_from", said.get("count", 0)))
+                    prunings.append((entry.seq, kept_from))
                 if not entry.content_fits():
                     text = "The content is not what was committed to."
                     findings.append(Finding("edit", entry.seq, text))
@@ -1038,17 +1052,23 @@ def verify(
                 hashes.append(leaf_hash(entry.leaf()))
         except (AuditError, ValueError, TypeError, AttributeError, RecursionError):
             findings.append(Finding("form", number, f"Line {number + 1} cannot be read."))
+    covered, wrong = _against_checkpoints(hashes, keys, own, list(witnessed))
     # Anybody can take a content away; the log itself says which were destroyed by rule.
-    missing = [(seq, seq in accounted) for seq in gone] + [(0, prunings > 0)] * bool(pruned)
+    missing = [(seq, seq in accounted) for seq in gone]
+    # Anybody can add an entry after the last checkpoint, too: those account for nothing here.
+    kept = max((kept for seq, kept in prunings if seq < covered), default=0)
+    missing += [(seq, seq == place < kept) for place, seq in enumerate(pruned)]
     findings += [
         Finding("edit", seq, "A content is gone, and no entry says that it was erased.")
         for seq, known in missing
         if not known
     ]
     findings += _order(numbers)
-    covered, wrong = _against_checkpoints(hashes, keys, own, list(witnessed))
     return Report(
-        size=len(hashes), covered=covered, erased=len(gone) + pruned, findings=(*findings, *wrong)
+        size=len(hashes),
+        covered=covered,
+        erased=len(gone) + len(pruned),
+        findings=(*findings, *wrong),
     )
 
 

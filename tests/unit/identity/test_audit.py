@@ -419,6 +419,70 @@ def test_an_entry_past_its_period_leaves_a_hash_and_proofs_that_hold(tmp_path: P
     log.close()
 
 
+@pytest.fixture
+def pruned(tmp_path: Path) -> Iterator[list[str]]:
+    """An export of which entries 0 and 1 were reduced by rule, twice: the head, notes, entries."""
+    at = [datetime(2020, 6, 1, tzinfo=UTC)]
+    log = AuditLog(tmp_path / "pruned.sqlite3", signer=lambda: SIGNER, now=lambda: at[0])
+    for year in (2020, 2021, 2026):
+        at[0] = datetime(year, 6, 1, tzinfo=UTC)
+        fill(log, 1)
+        log.prune(keep_years=3)
+    at[0] = datetime(2019, 6, 1, tzinfo=UTC)  # a clock that was set back
+    fill(log, 1)
+    at[0] = datetime(2030, 1, 1, tzinfo=UTC)
+    fill(log, 1)
+    log.prune(keep_years=4)
+    log.checkpoint()
+    yield list(log.export())
+    log.close()
+
+
+def test_entries_are_pruned_from_the_beginning_on_and_the_first_that_stays_is_young_enough(
+    pruned: list[str],
+) -> None:
+    assert verify(pruned, KEYS).sound
+    entries = [json.loads(line) for line in pruned if "seq" in line]
+    assert [set(entry) == {"seq", "hash"} for entry in entries] == [True] * 2 + [False] * 4
+    assert entries[2]["time"] >= entries[3]["body"].get("until", "2026")
+
+
+@pytest.mark.parametrize("seq", [2, 3, 4, 5])
+def test_after_a_pruning_no_other_entry_can_be_reduced_unseen(pruned: list[str], seq: int) -> None:
+    lines = []
+    for line in pruned:
+        entry = json.loads(line)
+        if entry.get("seq") == seq:
+            line = json.dumps(  # noqa: PLW2901 - the forged line
+                {"seq": seq, "hash": leaf_hash(Entry.from_json(entry).leaf()).hex()}
+            )
+        lines.append(line)
+    assert "edit" in kinds(lines)
+
+
+def test_a_pruning_that_no_checkpoint_vouches_for_accounts_for_nothing(log: AuditLog) -> None:
+    fill(log, 3)
+    log.checkpoint()
+    log.record("role:audit", "audit.prune", {"until": "2026", "count": 9, "kept_from": 3}, "done")
+    lines = list(log.export())
+    entry = json.loads(lines[2])
+    bare = {"seq": entry["seq"], "hash": leaf_hash(Entry.from_json(entry).leaf()).hex()}
+    assert kinds([*lines[:2], json.dumps(bare), *lines[3:]]) == {"edit"}
+
+
+def test_a_log_may_prune_the_entry_of_an_earlier_pruning(tmp_path: Path) -> None:
+    at = [datetime(2020, 6, 1, tzinfo=UTC)]
+    log = AuditLog(tmp_path / "audit.sqlite3", signer=lambda: SIGNER, now=lambda: at[0])
+    for year in range(2020, 2035):
+        at[0] = datetime(year, 6, 1, tzinfo=UTC)
+        fill(log, 2)
+        log.prune(keep_years=3)
+        log.checkpoint()
+        assert report(log).sound
+    assert report(log).erased > 20
+    log.close()
+
+
 # --- Tampering ------------------------------------------------------------------------------------
 
 
