@@ -586,7 +586,9 @@ class AuditLog:
         if folder is None:
             return
         try:
-            sizes = [int(m[1]) for p in folder.iterdir() if (m := _CHECKPOINT_NAME.match(p.name))]
+            sizes = [
+                int(m[1]) for p in folder.iterdir() if (m := _CHECKPOINT_NAME.fullmatch(p.name))
+            ]
             if sizes:
                 newest = folder / f"checkpoint-{max(sizes):012d}.txt"
                 self._continues(Checkpoint.parse(newest.read_text("utf-8")))
@@ -853,13 +855,19 @@ class AuditLog:
 
 
 def _place(target: Path, text: str) -> None:
-    """Put a file in place whole and durable."""
+    """Put a file in place whole and durable, for the second principal to read."""
     fresh = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     with fresh.open("x", encoding="utf-8") as file:
         file.write(text)
         file.flush()
+        os.fchmod(file.fileno(), 0o644)  # whatever the umask: its reader is another user
         os.fsync(file.fileno())
     fresh.replace(target)
+    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _check(actor: str, action: str, what: Body, result: str, policy_digest: str) -> None:
@@ -1020,7 +1028,7 @@ def verify(
     hashes: list[bytes] = []
     own: list[str] = []
     gone: list[int] = []
-    accounted: set[int] = set()
+    accounted: dict[int, int] = {}
     pruned: list[int] = []
     prunings: list[tuple[int, int]] = []
     for number, line in enumerate(lines):
@@ -1040,7 +1048,7 @@ def verify(
                 if not entry.r:
                     gone.append(entry.seq)
                 elif entry.action == "audit.erase":
-                    accounted.add(int((entry.body or {}).get("seq", -1)))
+                    accounted.setdefault(int((entry.body or {}).get("seq", -1)), entry.seq)
                 elif entry.action == "audit.prune":
                     said = entry.body or {}
                     kept_from = int(said.get("kept_from", said.get("count", 0)))
@@ -1054,8 +1062,8 @@ def verify(
             findings.append(Finding("form", number, f"Line {number + 1} cannot be read."))
     covered, wrong = _against_checkpoints(hashes, keys, own, list(witnessed))
     # Anybody can take a content away; the log itself says which were destroyed by rule.
-    missing = [(seq, seq in accounted) for seq in gone]
     # Anybody can add an entry after the last checkpoint, too: those account for nothing here.
+    missing = [(seq, accounted.get(seq, covered) < covered) for seq in gone]
     kept = max((kept for seq, kept in prunings if seq < covered), default=0)
     missing += [(seq, seq == place < kept) for place, seq in enumerate(pruned)]
     findings += [

@@ -470,6 +470,15 @@ def test_a_pruning_that_no_checkpoint_vouches_for_accounts_for_nothing(log: Audi
     assert kinds([*lines[:2], json.dumps(bare), *lines[3:]]) == {"edit"}
 
 
+def test_an_erasure_that_no_checkpoint_vouches_for_accounts_for_nothing(log: AuditLog) -> None:
+    fill(log, 3)
+    log.checkpoint()
+    log.erase(1, actor="user:erika")
+    assert {finding.kind for finding in report(log).findings} == {"edit"}
+    log.checkpoint()
+    assert report(log).sound
+
+
 def test_a_log_may_prune_the_entry_of_an_earlier_pruning(tmp_path: Path) -> None:
     at = [datetime(2020, 6, 1, tzinfo=UTC)]
     log = AuditLog(tmp_path / "audit.sqlite3", signer=lambda: SIGNER, now=lambda: at[0])
@@ -729,6 +738,26 @@ def test_every_checkpoint_goes_to_the_second_principal(tmp_path: Path) -> None:
     assert VerifierKey.parse(public.read_text("utf-8")) == KEYS[0]
     assert [Checkpoint.open(note, KEYS).size for note in notes] == [2, 4, 6]
     assert report(log, *notes).sound
+    log.close()
+
+
+def test_the_second_principal_can_read_his_files_whatever_the_umask_and_keep_others_there(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "officer"
+    folder.mkdir()
+    log = AuditLog(tmp_path / "audit.sqlite3", signer=lambda: SIGNER, export=folder)
+    former = os.umask(0o077)
+    try:
+        fill(log, 1)
+        log.checkpoint()
+    finally:
+        os.umask(former)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o644}
+    (folder / "checkpoint-000000000099.txt.bak").write_text("x", "utf-8")
+    fill(log, 1)
+    log.checkpoint()
+    assert (folder / "checkpoint-000000000002.txt").exists()
     log.close()
 
 
