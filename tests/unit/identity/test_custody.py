@@ -73,8 +73,14 @@ def test_a_key_in_a_file_is_raw_or_base64url(tmp_path: Path, content: bytes) -> 
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\n", KEK[:31], KEK + b"x", TEXT[:-3].encode(), bytes(32), b"a" * 43, b"!" * 43],
-    ids=["empty", "a line", "cut off", "too long", "text cut off", "zeros", "one letter", "none"],
+    [
+        *(b"", b"\n", KEK[:31], KEK + b"x", TEXT[:-3].encode(), bytes(32), b"a" * 43, b"!" * 43),
+        *(TEXT[:32].encode(), TEXT[:31].encode() + b"\n", b"a password of thirty-two letters"),
+    ],
+    ids=[
+        *("empty", "a line", "cut off", "too long", "text cut off", "zeros", "one letter", "none"),
+        *("text cut off at 32", "a line of 31", "a password"),
+    ],
 )
 def test_a_key_that_is_empty_cut_off_or_was_never_filled_is_refused(
     tmp_path: Path, content: bytes
@@ -104,7 +110,13 @@ def test_a_missing_key_file_a_folder_and_a_pipe_are_refused_at_once(tmp_path: Pa
 def test_the_environment_holds_a_key_as_text(tmp_path: Path) -> None:
     one = Custody("env:THE_KEK", state=tmp_path, environ={"THE_KEK": TEXT})
     assert one.unwrap(one.wrap(FILE_KEY)) == FILE_KEY
-    for environ in ({}, {"THE_KEK": ""}, {"THE_KEK": TEXT[:20]}):
+    for environ in (
+        {},
+        {"THE_KEK": ""},
+        {"THE_KEK": TEXT[:20]},
+        {"THE_KEK": TEXT[:32]},
+        {"THE_KEK": "é" * 8 + TEXT[:16]},
+    ):
         with pytest.raises(KeyringError, match="missing, empty or cut off"):
             Custody("env:THE_KEK", state=tmp_path, environ=environ).wrap(FILE_KEY)
 
