@@ -59,8 +59,14 @@ Kind = Annotated[str, typer.Option(help="account or organization.")]
 
 
 @contextmanager
-def _opened(config: Path | None, state: Path | None) -> Iterator[tuple[Settings, Policy, WaysBack]]:
-    """Open what the ways back need: policy, keyset, vault, audit log; and find out who asks."""
+def _opened(
+    config: Path | None, state: Path | None
+) -> Iterator[tuple[Settings, Policy, WaysBack, bool]]:
+    """Open what the ways back need: policy, keyset, vault, audit log; and find out who asks.
+
+    Last comes whether this is a trial: the keys themselves lie in the clear. No setting makes it
+    one, since whoever runs the command sets it.
+    """
     from telemetry.identity import Domain  # noqa: PLC0415
     from telemetry.identity.audit import actor_of  # noqa: PLC0415
     from telemetry.identity.ways_back import (  # noqa: PLC0415
@@ -94,29 +100,29 @@ def _opened(config: Path | None, state: Path | None) -> Iterator[tuple[Settings,
             state=settings.state_dir,
             rules=policy.ways_back,
             policy_digest=policy.digest,
-            person=person_behind(_actor(settings, policy, actor_of()), policy.ways_back),
+            person=person_behind(
+                _actor(policy, actor_of(), trial=identity.insecure), policy.ways_back
+            ),
         )
         stack.callback(back.close)
-        yield settings, policy, back
+        yield settings, policy, back, identity.insecure
 
 
-def _actor(settings: Settings, policy: Policy, actor: str) -> str:
-    """Name the user; in development somebody may play another person, to try both parts."""
+def _actor(policy: Policy, actor: str, *, trial: bool) -> str:
+    """Name the user; on a trial somebody may play another person, to try both parts."""
     played = os.environ.get("TELEMETRY_PERSON", "")
-    if settings.trial and played in policy.ways_back.person:
+    if trial and played in policy.ways_back.person:
         return f"user:{policy.ways_back.person[played].user}"
     return actor
 
 
-def _given(
-    ids: Sequence[str] | None, file: Path | None, settings: Settings, what: str
-) -> list[str]:
-    """Read ids from where they may stand.
+def _given(ids: Sequence[str] | None, file: Path | None, what: str) -> list[str]:
+    """Read ids from where they may stand: `ids` only if the caller allows it.
 
     Raises:
         ConfigError: The file cannot be read.
     """
-    if ids and settings.trial:
+    if ids:
         return list(ids)
     if file is not None and str(file) != "-":
         try:
@@ -153,12 +159,12 @@ def tokens(
 
       telemetry account token --ids customers.txt --ticket SUP-1234 --json
     """
-    with _opened(config, state) as (settings, policy, back):
+    with _opened(config, state) as (settings, policy, back, trial):
         if kind not in {"account", "organization"}:
             raise typer.BadParameter("A kind is account or organization.")
-        if ids and not settings.trial:
+        if ids and not trial:
             back.refuse_arguments("account.token")
-        given = _given(ids, file, settings, f"{kind.capitalize()} id")
+        given = _given(ids, file, f"{kind.capitalize()} id")
         told = back.tokens(kind, given, ticket=ticket)
     rows: list[dict[str, Any]] = []
     for number, (known, found) in enumerate(told, 1):
@@ -228,8 +234,8 @@ def join(
 
       telemetry account join ps1_heap_u_… ps1_sentry_u_… --reason abuse --ticket SEC-7
     """
-    with _opened(config, state) as (settings, _policy, back):
-        given = _given(None, file, settings, "Account id")
+    with _opened(config, state) as (_settings, _policy, back, _trial):
+        given = _given(None, file, "Account id")
         if len(given) != 1:
             raise typer.BadParameter("Name one id.")
         same = back.join(heap_and_sentry, given[0], reason=reason, ticket=ticket)
@@ -269,8 +275,8 @@ def ask(
 
       telemetry account reidentify request ps1_sentry_u_… --reason abuse --ticket SEC-7
     """
-    with _opened(config, state) as (settings, _policy, back):
-        given = [token] if token else _given(None, None, settings, "Token")
+    with _opened(config, state) as (_settings, _policy, back, _trial):
+        given = [token] if token else _given(None, None, "Token")
         if len(given) != 1:
             raise typer.BadParameter("Name one token.")
         made = back.request(given[0], reason=reason, ticket=ticket)
@@ -289,7 +295,7 @@ def approve(
 
       telemetry account reidentify approve 1f00a2c3
     """
-    with _opened(config, state) as (_settings, _policy, back):
+    with _opened(config, state) as (_settings, _policy, back, _trial):
         found = back.approve(request)
     _print_request(found, as_json=as_json)
 
@@ -302,7 +308,7 @@ def show(*, config: Config = None, state: State = None, as_json: Json = False) -
 
       telemetry account reidentify list
     """
-    with _opened(config, state) as (_settings, _policy, back):
+    with _opened(config, state) as (_settings, _policy, back, _trial):
         found = back.requests()
     if as_json:
         typer.echo(json.dumps([asdict(one) | {"until": one.until.isoformat()} for one in found]))
@@ -347,7 +353,7 @@ def run(
     """
     if (candidates is None) == (command is None):
         raise typer.BadParameter("Name either --candidates or --command.")
-    with _opened(config, state) as (_settings, _policy, back), ExitStack() as stack:
+    with _opened(config, state) as (_settings, _policy, back, _trial), ExitStack() as stack:
         lines = (
             stack.enter_context(_command(command))
             if command is not None

@@ -32,8 +32,8 @@ from types import MappingProxyType
 from typing import Final, Literal
 
 from telemetry.errors import CapsuleError, EventError, IdentifierError, KeyringError, PolicyError
+from telemetry.identity import guarded, pseudonym
 from telemetry.identity import keyring as _keys
-from telemetry.identity import pseudonym
 from telemetry.identity.capsule import (
     DeadLetterOpener,
     DeadLetterSealer,
@@ -331,6 +331,11 @@ class Identity:
 
     def __repr__(self) -> str:
         return f"Identity({self._keyring!r}, {self._vault!r})"
+
+    @property
+    def insecure(self) -> bool:
+        """Whether the keys lie in the clear: a keyset of development, which guards nobody."""
+        return self._keyring.insecure
 
     @classmethod
     def open(
@@ -807,8 +812,8 @@ def initialise(state: Path, *, environment: str, custody: Custody) -> bool:
         KeyringError: As `initialise_development`; or custody cannot be used.
     """
     made = False
-    if custody.made_here and not (state / _KEYS / _keys.KEYSET).exists():
-        _initialisable(state)
+    if custody.made_here and guarded.absent(state / _KEYS / _keys.KEYSET):
+        _initialisable(state, custody)
         made = custody.make()
     _initialise(state, environment, custody)
     return made
@@ -831,9 +836,9 @@ def inspect(state: Path, *, environment: str, custody: Custody | None = None) ->
         KeyringError: The start would be refused, for this reason.
     """
     self_test()
-    _initialisable(state, make=False)
+    _initialisable(state, custody, make=False)
     keyset = state / _KEYS / _keys.KEYSET
-    if keyset.exists():
+    if not guarded.absent(keyset):
         ring = Keyring.load(keyset, environment=environment, custody=custody)
         PublicKeys.load(keyset.with_name(_keys.PUBLIC))
         return ring
@@ -843,25 +848,34 @@ def inspect(state: Path, *, environment: str, custody: Custody | None = None) ->
 
 
 def _initialise(state: Path, environment: str, custody: Custody | None) -> None:
-    _initialisable(state)
+    _initialisable(state, custody)
     keyset = state / _KEYS / _keys.KEYSET
     Keyring.ensure(keyset, environment=environment, custody=custody)
 
 
-def _initialisable(state: Path, *, make: bool = True) -> None:
+def _initialisable(state: Path, custody: Custody | None, *, make: bool = True) -> None:
     folder = state / _KEYS
     keyset = folder / _keys.KEYSET
     try:
         if make:
             state.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.mkdir(mode=0o700, exist_ok=True)
-        lost = not keyset.exists() and (state / _VAULT).exists()
     except OSError:
         raise KeyringError("cannot be made.", path=folder) from None
-    if lost:
+    if not guarded.absent(keyset):
+        return
+    if not guarded.absent(state / _VAULT):
         raise KeyringError(
             "is gone, but its vault is there.",
             path=keyset,
             remedy="Restore it from its copy; or remove the vault, which gives every subject new "
             "tokens.",
+        )
+    # The vault may lie on another host: then only the copy tells that this is no first start.
+    if custody is not None and not guarded.absent(custody.backup / _keys.KEYSET):
+        raise KeyringError(
+            "is gone, but its copy is there.",
+            path=keyset,
+            remedy=f"Restore it from {custody.backup}, or move that copy away: a new keyset gives "
+            "every subject new tokens.",
         )

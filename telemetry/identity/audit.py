@@ -40,6 +40,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from telemetry.errors import AuditError
+from telemetry.identity import guarded
 from telemetry.identity.merkle import (
     HASH_BYTES,
     Frontier,
@@ -123,7 +124,7 @@ ACTIONS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
             "reidentify.run": (*_REQUEST, "candidates"),
             "reidentify.result": (*_REQUEST, "candidates"),
             "audit.erase": ("seq", "reason", "ticket"),
-            "audit.prune": ("until", "count"),
+            "audit.prune": ("until", "count", "kept_from"),
         }.items()
     }
 )
@@ -180,12 +181,13 @@ class Entry:
         time: UTC, RFC 3339 with milliseconds.
         actor: ``person:NAME`` of the policy, ``user:NAME`` of the operating system, ``role:NAME``.
         action: One of `ACTIONS`.
-        object_commit: HMAC-SHA-256 of the canonical object under `r`, in hex.
+        object_commit: HMAC-SHA-256 of the canonical object under `r`, in hex; in the object a
+            sealed member stands by its own commitment.
         policy_digest: Policy in force, or empty.
         result: A word, or a word, a colon and a reason: ``done``, ``refused:limit``.
         r: 32 random bytes; empty once erased.
         body: The object, without its sealed members; None once erased.
-        sealed: Names of members that are in the commitment only.
+        sealed: Members that nobody can read, each by its commitment under `r`, in hex.
     """
 
     seq: int
@@ -197,7 +199,7 @@ class Entry:
     result: str
     r: bytes = b""
     body: Body | None = None
-    sealed: tuple[str, ...] = ()
+    sealed: Mapping[str, str] = field(default_factory=dict)
 
     def leaf(self) -> bytes:
         """Give the bytes that the tree holds."""
@@ -218,7 +220,7 @@ class Entry:
         members: dict[str, Any] = json.loads(self.leaf())
         if self.r:
             members |= {"r": self.r.hex(), "body": dict(self.body or {})}
-            members |= {"sealed": list(self.sealed)} if self.sealed else {}
+            members |= {"sealed": dict(self.sealed)} if self.sealed else {}
         return members
 
     @classmethod
@@ -233,7 +235,7 @@ class Entry:
                 **{name: members[name] for name in _LEAF_MEMBERS},
                 r=bytes.fromhex(members.get("r", "")),
                 body=members.get("body"),
-                sealed=tuple(members.get("sealed", ())),
+                sealed=dict(members.get("sealed", {})),
             )
             entry.leaf()
         except (KeyError, TypeError, ValueError, AttributeError):
@@ -243,10 +245,18 @@ class Entry:
         return entry
 
     def content_fits(self) -> bool:
-        """Tell whether the body is the one that was committed to; True if it cannot be told."""
-        if not self.r or self.sealed:
+        """Tell whether the body is the one that was committed to; True if it was erased.
+
+        What is sealed has its own commitment, so that all the rest stays checkable. Only a member
+        that the action may seal counts as such: the line that says so is vouched for by nobody.
+        """
+        if not self.r:
             return True
-        return hmac.compare_digest(_commit(self.r, self.body or {}), self.object_commit)
+        body = self.body or {}
+        if not set(self.sealed) <= _SEALED & ACTIONS.get(self.action, frozenset()) - set(body):
+            return False
+        committed = _commit(self.r, {**body, **self.sealed})
+        return hmac.compare_digest(committed, self.object_commit)
 
 
 _LEAF_MEMBERS: Final = (
@@ -262,6 +272,11 @@ _LEAF_MEMBERS: Final = (
 
 def _commit(r: bytes, members: Body) -> str:
     return hmac.digest(r, canonical_json(members), "sha256").hex()
+
+
+def _seal(r: bytes, members: Body) -> dict[str, str]:
+    """Commit to each member that is not to be read, by itself."""
+    return {name: _commit(r, {name: value}) for name, value in members.items() if name in _SEALED}
 
 
 class Signer(Protocol):
@@ -455,7 +470,7 @@ class AuditLog:
         self._path, self._signer, self._export, self._now = path, signer, export, now
         self._lock = threading.Lock()
         try:
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            guarded.create(path)
             self._connection = sqlite3.connect(
                 path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
             )
@@ -507,8 +522,8 @@ class AuditLog:
         """
         _check(actor, action, what, result, policy_digest)
         r = secrets.token_bytes(_RANDOM_BYTES)
-        commit = _commit(r, what)
-        sealed = tuple(sorted(_SEALED & set(what)))
+        sealed = _seal(r, what)
+        commit = _commit(r, {**what, **sealed})
         body = canonical_json({k: v for k, v in what.items() if k not in _SEALED}).decode()
         with self._lock, self._writing() as connection:
             frontier = self._frontier(connection)
@@ -528,7 +543,7 @@ class AuditLog:
                     entry.seq,
                     hashed,
                     *(entry.time, actor, action, commit, policy_digest, result),
-                    *(r, body, ",".join(sealed)),
+                    *(r, body, canonical_json(sealed).decode()),
                 ),
             )
             frontier.push(hashed)
@@ -571,7 +586,9 @@ class AuditLog:
         if folder is None:
             return
         try:
-            sizes = [int(m[1]) for p in folder.iterdir() if (m := _CHECKPOINT_NAME.match(p.name))]
+            sizes = [
+                int(m[1]) for p in folder.iterdir() if (m := _CHECKPOINT_NAME.fullmatch(p.name))
+            ]
             if sizes:
                 newest = folder / f"checkpoint-{max(sizes):012d}.txt"
                 self._continues(Checkpoint.parse(newest.read_text("utf-8")))
@@ -608,6 +625,9 @@ class AuditLog:
     def prune(self, *, keep_years: int, actor: str = "role:audit") -> int:
         """Remove entries past their period, down to the hash that keeps the tree provable.
 
+        Always from the beginning on and without a gap; its own entry says up to which number, so
+        that whoever verifies an export sees if more is gone.
+
         Args:
             keep_years: Whole calendar years that an entry stays after its own.
             actor: Who does it.
@@ -620,17 +640,24 @@ class AuditLog:
         """
         limit = f"{self._now().astimezone(UTC).year - keep_years:04d}"
         with self._reading() as connection:
-            query = "SELECT count(*) FROM entries WHERE time IS NOT NULL AND time < ?"
-            (count,) = connection.execute(query, (limit,)).fetchone()
+            # A clock that was set back must not leave a gap, nor take what is younger.
+            query = (
+                "SELECT coalesce((SELECT min(seq) FROM entries WHERE time >= ?),"
+                " (SELECT max(seq) + 1 FROM entries), 0)"
+            )
+            (kept_from,) = connection.execute(query, (limit,)).fetchone()
+            query = "SELECT count(*) FROM entries WHERE time IS NOT NULL AND seq < ?"
+            (count,) = connection.execute(query, (kept_from,)).fetchone()
         if not count:
             return 0
-        self.record(actor, "audit.prune", {"until": limit, "count": count}, "done")
+        what = {"until": limit, "count": count, "kept_from": kept_from}
+        self.record(actor, "audit.prune", what, "done")
         with self._lock, self._writing() as connection:
             connection.execute(
                 "UPDATE entries SET time = NULL, actor = NULL, action = NULL, object_commit = NULL,"
                 " policy_digest = NULL, result = NULL, r = NULL, body = NULL, sealed = NULL"
-                " WHERE time IS NOT NULL AND time < ?",
-                (limit,),
+                " WHERE time IS NOT NULL AND seq < ?",
+                (kept_from,),
             )
         return int(count)
 
@@ -683,7 +710,7 @@ class AuditLog:
         """
         found = self.entries(first=seq, last=seq)
         return bool(found and found[0].r) and hmac.compare_digest(
-            _commit(found[0].r, what), found[0].object_commit
+            _commit(found[0].r, {**what, **_seal(found[0].r, what)}), found[0].object_commit
         )
 
     def leaves(self, size: int | None = None) -> list[bytes]:
@@ -828,13 +855,19 @@ class AuditLog:
 
 
 def _place(target: Path, text: str) -> None:
-    """Put a file in place whole and durable."""
+    """Put a file in place whole and durable, for the second principal to read."""
     fresh = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     with fresh.open("x", encoding="utf-8") as file:
         file.write(text)
         file.flush()
+        os.fchmod(file.fileno(), 0o644)  # whatever the umask: its reader is another user
         os.fsync(file.fileno())
     fresh.replace(target)
+    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _check(actor: str, action: str, what: Body, result: str, policy_digest: str) -> None:
@@ -858,7 +891,8 @@ def _entry(row: Sequence[Any]) -> Entry:
         **dict(zip(_LEAF_MEMBERS, leaf, strict=True)),
         r=r or b"",
         body=None if body is None else json.loads(body),
-        sealed=tuple(sealed.split(",")) if sealed else (),
+        # Earlier builds kept the names alone.
+        sealed=json.loads(sealed) if sealed and sealed[0] == "{" else {},
     )
 
 
@@ -994,8 +1028,9 @@ def verify(
     hashes: list[bytes] = []
     own: list[str] = []
     gone: list[int] = []
-    accounted: set[int] = set()
-    pruned = prunings = 0
+    accounted: dict[int, int] = {}
+    pruned: list[int] = []
+    prunings: list[tuple[int, int]] = []
     for number, line in enumerate(lines):
         try:
             members = json.loads(line)
@@ -1007,14 +1042,17 @@ def verify(
             elif set(members) == {"seq", "hash"}:
                 numbers.append(int(members["seq"]))
                 hashes.append(bytes.fromhex(members["hash"]))
-                pruned += 1
+                pruned.append(numbers[-1])
             else:
                 entry = Entry.from_json(members)
                 if not entry.r:
                     gone.append(entry.seq)
                 elif entry.action == "audit.erase":
-                    accounted.add(int((entry.body or {}).get("seq", -1)))
-                prunings += entry.action == "audit.prune"
+                    accounted.setdefault(int((entry.body or {}).get("seq", -1)), entry.seq)
+                elif entry.action == "audit.prune":
+                    said = entry.body or {}
+                    kept_from = int(said.get("kept_from", said.get("count", 0)))
+                    prunings.append((entry.seq, kept_from))
                 if not entry.content_fits():
                     text = "The content is not what was committed to."
                     findings.append(Finding("edit", entry.seq, text))
@@ -1022,17 +1060,23 @@ def verify(
                 hashes.append(leaf_hash(entry.leaf()))
         except (AuditError, ValueError, TypeError, AttributeError, RecursionError):
             findings.append(Finding("form", number, f"Line {number + 1} cannot be read."))
+    covered, wrong = _against_checkpoints(hashes, keys, own, list(witnessed))
     # Anybody can take a content away; the log itself says which were destroyed by rule.
-    missing = [(seq, seq in accounted) for seq in gone] + [(0, prunings > 0)] * bool(pruned)
+    # Anybody can add an entry after the last checkpoint, too: those account for nothing here.
+    missing = [(seq, accounted.get(seq, covered) < covered) for seq in gone]
+    kept = max((kept for seq, kept in prunings if seq < covered), default=0)
+    missing += [(seq, seq == place < kept) for place, seq in enumerate(pruned)]
     findings += [
         Finding("edit", seq, "A content is gone, and no entry says that it was erased.")
         for seq, known in missing
         if not known
     ]
     findings += _order(numbers)
-    covered, wrong = _against_checkpoints(hashes, keys, own, list(witnessed))
     return Report(
-        size=len(hashes), covered=covered, erased=len(gone) + pruned, findings=(*findings, *wrong)
+        size=len(hashes),
+        covered=covered,
+        erased=len(gone) + len(pruned),
+        findings=(*findings, *wrong),
     )
 
 
@@ -1116,8 +1160,9 @@ def verify_proof(document: Mapping[str, Any], keys: Sequence[VerifierKey]) -> bo
                 proof=proof,
             )
         entry = Entry.from_json(document["entry"])
+        fits = entry.content_fits()
     except (AuditError, KeyError, ValueError, TypeError, AttributeError):
         return False
-    return entry.content_fits() and verify_inclusion(
+    return fits and verify_inclusion(
         leaf_hash(entry.leaf()), index=entry.seq, size=head.size, proof=proof, root=head.root
     )

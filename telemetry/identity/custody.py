@@ -47,6 +47,7 @@ _NONCE_BYTES: Final = 12
 _ANSWER_BYTES: Final = 64 * 1024
 _LIMIT_S: Final = 10.0
 _LEAST_DIFFERENT: Final = 8
+_TEXT: Final = frozenset(b"\t\n\r" + bytes(range(0x20, 0x7F)))
 # systemd grants a service its credentials by an access list, which shows as a group's permission.
 _CREDENTIAL_OTHERS: Final = 0o007
 _BINDING: Final = frame("tps/v1/kek")
@@ -193,7 +194,8 @@ class Custody:
 
     def _decoded(self, text: bytes, path: Path | None) -> bytes:
         raw = text
-        if len(raw) != _KEK_BYTES:
+        # A variable holds text; and what is all text is the cut-off text of a key, or a password.
+        if path is None or len(raw) != _KEK_BYTES or all(byte in _TEXT for byte in raw):
             try:
                 stripped = text.strip()
                 raw = urlsafe_b64decode(stripped.rstrip(b"=") + b"=")

@@ -20,7 +20,7 @@ from typing import Final
 
 from telemetry.errors import KeyringError
 
-__all__ = ["locked", "mark", "marked", "read", "replace", "sweep"]
+__all__ = ["absent", "create", "locked", "mark", "marked", "read", "replace", "sweep"]
 
 _FILE_BYTES: Final = 4 * 1024 * 1024
 
@@ -115,6 +115,37 @@ def replace(path: Path, content: bytes, *, mode: int = 0o600) -> None:
             os.close(folder)
     except OSError:
         raise _unwritable(path) from None
+
+
+def absent(path: Path) -> bool:
+    """Tell whether there is nothing of that name. What cannot be seen is not absent.
+
+    Raises:
+        KeyringError: It cannot be told: a folder is closed, or its disk failed.
+    """
+    try:
+        os.stat(path)  # noqa: PTH116 - Path.exists takes some errors for absence
+    except FileNotFoundError:
+        return True
+    except OSError:
+        raise KeyringError(
+            "cannot be seen.", path=path, remedy="Check its folder, its disk and who owns them."
+        ) from None
+    return False
+
+
+def create(path: Path) -> None:
+    """Make an empty file that nobody else can read, for a database to grow in; leave one alone.
+
+    A file that is there is never opened: to close any descriptor of it would drop the POSIX locks
+    that a connection of this process holds on it, and another process could then take away its
+    write-ahead log (SQLite, "How To Corrupt An SQLite Database File", 2.2).
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
 
 def sweep(path: Path) -> None:

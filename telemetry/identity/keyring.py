@@ -462,7 +462,7 @@ class Keyring:
         with guarded.locked(path):
             for file in (path, path.with_name(SPOOL), path.parent / DEAD_LETTER):
                 guarded.sweep(file)
-            if not path.exists():
+            if guarded.absent(path):
                 cls._make(path, environment, custody)
             ring = cls.load(path, environment=environment, custody=custody)
         ring.settle()
@@ -472,7 +472,7 @@ class Keyring:
     def _make(cls, path: Path, environment: str, custody: Custody | None) -> None:
         letters, now = path.parent / DEAD_LETTER, datetime.now(UTC)
         for file, use in ((letters, "dead"), (path.parent / SPOOL, "spool")):
-            if not file.exists():
+            if guarded.absent(file):
                 key = _fresh(_use(use), now)
                 guarded.replace(file, _document([key], _new_file_key(custody)))
         # What a start that was cut short left behind is used, not replaced.
@@ -1025,6 +1025,7 @@ class Keyring:
                 else replace(key, copies=(*key.copies, place))
                 for key in keys
             ]
+            self._same_keyset(self._path.name, backup)
         guarded.sweep(self._path)
         content = _document(keys, self._file_key)
         if backup is not None and backup_first:
@@ -1044,15 +1045,32 @@ class Keyring:
             return
         spool = self._path.with_name(SPOOL)
         for file, copy in ((self._path, backup), (spool, backup.with_name(SPOOL))):
-            if not file.exists():
+            if guarded.absent(file):
                 continue
             content, there = guarded.read(file)[0], b""
             with contextlib.suppress(KeyringError):
                 there = guarded.read(copy)[0]
             if content != there:
+                self._same_keyset(file.name, copy)
                 guarded.replace(copy, content)
             if copy.parent.is_dir():
                 guarded.sweep(copy)
+
+    def _same_keyset(self, name: str, copy: Path) -> None:
+        """Refuse to replace the copy of another keyset: it may be the last one of its keys.
+
+        The key that never changes tells: ``locator`` of a keyset, ``spool`` of its spool file.
+        """
+        if guarded.absent(copy) or not copy.stat().st_size:
+            return
+        theirs = _for_good(guarded.read(copy, private=False)[0], copy)
+        own = self._path.with_name(name)
+        if theirs and theirs != _for_good(guarded.read(own)[0], own):
+            raise KeyringError(
+                "is the copy of another keyset, and may be the last one of its keys.",
+                path=copy,
+                remedy="Restore it in the place of this keyset, or move it away.",
+            )
 
     def _backup(self) -> Path | None:
         """Where the second copy is; keys in the clear are not copied about."""
@@ -1388,6 +1406,15 @@ def _parse(raw: bytes, path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise _wrong(path)
     return document
+
+
+def _for_good(raw: bytes, path: Path) -> set[str]:
+    """Name the keys of a file that never change; none if it was cut off or is no keyset."""
+    try:
+        entries = _entries(_parse(raw, path), path)
+    except (KeyringError, KeyError):
+        return set()
+    return {str(entry.get("kid")) for entry in entries if entry.get("use") in {"locator", "spool"}}
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Final, Literal, NoReturn, TypeAlias
 
 from telemetry.errors import AuditError, IdentifierError, RefusedError
-from telemetry.identity import Domain, Identity
+from telemetry.identity import Domain, Identity, guarded
 from telemetry.identity import pseudonym as _pseudonym
 from telemetry.identity.audit import AuditLog, Body
 from telemetry.identity.keyring import Secret
@@ -630,7 +630,7 @@ class _Requests:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            guarded.create(path)
             self._connection = sqlite3.connect(path, isolation_level=None, timeout=10.0)
             for statement in (
                 "PRAGMA journal_mode = DELETE",

@@ -362,6 +362,27 @@ def test_nobody_plays_another_person_outside_development(tmp_path: Path) -> None
     assert {entry["actor"] for entry in entries(tmp_path)} == {actor_of()}
 
 
+def test_a_setting_lets_nobody_play_another_person_on_keys_that_are_wrapped(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    initialise(state, environment="production", custody=Custody("", state=state))
+    AuditLog(state / AUDIT_FILE).close()
+    shutil.copytree(schemas_dir() / "policy", tmp_path / "policy")
+    (tmp_path / "policy" / "ways_back.toml").write_text(
+        (schemas_dir() / "policy" / "ways_back.toml").read_text("utf-8") + POLICY, "utf-8"
+    )
+    (tmp_path / "officer").mkdir()
+    kek = f"file:{state / 'custody' / 'kek'}"
+    more = {"TELEMETRY_ENVIRONMENT": "development", "TELEMETRY_CUSTODY_KEK": kek}
+    answered = at(tmp_path, "account", "token", stdin=ACCOUNT, **more, TELEMETRY_PERSON="erika")
+    assert "nothing was ever sent of it" in answered.stdout, answered.stderr
+    refused = at(tmp_path, "account", "token", ACCOUNT, **more)
+    assert refused.returncode == 1
+    assert "Refused" in refused.stderr
+    made = [entry for entry in entries(tmp_path) if entry["action"] == "account.token"]
+    assert {entry["actor"] for entry in made} == {actor_of()}
+    assert made[-1]["result"] == "refused:argv"
+
+
 def test_as_shipped_no_token_leads_to_an_account(installation: Path) -> None:
     token = tokens(installation)["heap"]
     shipped = {"TELEMETRY_POLICY": str(schemas_dir() / "policy")}

@@ -196,7 +196,7 @@ class Vault:
             a SQLite vault. All processes of one vault share one journal.
         cache_rows: How many subjects, and how many states, are remembered for less than a minute.
         repair: ``restore`` also opens a vault whose restore was cut short; ``journal`` begins a new
-            journal in the place of one that was lost.
+            journal in the place of one that was lost, and claims the vault first.
         clock: Monotonic seconds.
         now: Aware wall clock, for the month of a row and the day of a tombstone.
 
@@ -236,6 +236,8 @@ class Vault:
             self.engine.dispose()
             raise
         try:
+            if repair == "journal":
+                self.claim()
             self._enter(repair)
         except BaseException:
             self.close()

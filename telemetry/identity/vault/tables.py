@@ -9,7 +9,6 @@ position in the tombstone journal.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -22,6 +21,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.pool import StaticPool
 
 from telemetry.errors import ConfigError, VaultError
+from telemetry.identity import guarded
 
 __all__ = [
     "ABOUT",
@@ -105,7 +105,7 @@ def open_engine(url: str, *, write_ahead: bool = True, durable: bool = True) -> 
         if parsed.get_backend_name() != "sqlite" or not parsed.database:
             raise VaultError("A vault is sqlite:// with a path, or postgresql://.")
         # Made here, so that nobody else can read it for a moment.
-        os.close(os.open(Path(parsed.database), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        guarded.create(Path(parsed.database))
         engine = sql.create_engine(
             parsed,
             hide_parameters=True,

@@ -234,7 +234,8 @@ def test_a_token_is_committed_to_and_kept_nowhere(log: AuditLog, tmp_path: Path)
     what = {"request": "7", "reason": "abuse", "ticket": "T-1", "until": "", "token": TOKEN}
     seq = log.record("person:erika", "reidentify.request", what, "done")
     (entry,) = log.entries()
-    assert entry.sealed == ("token",)
+    assert set(entry.sealed) == {"token"}
+    assert TOKEN not in entry.sealed["token"]
     assert "token" not in (entry.body or {})
     assert log.covers(seq, what)
     assert not log.covers(seq, what | {"token": TOKEN.replace("9q", "8q")})
@@ -418,6 +419,79 @@ def test_an_entry_past_its_period_leaves_a_hash_and_proofs_that_hold(tmp_path: P
     log.close()
 
 
+@pytest.fixture
+def pruned(tmp_path: Path) -> Iterator[list[str]]:
+    """An export of which entries 0 and 1 were reduced by rule, twice: the head, notes, entries."""
+    at = [datetime(2020, 6, 1, tzinfo=UTC)]
+    log = AuditLog(tmp_path / "pruned.sqlite3", signer=lambda: SIGNER, now=lambda: at[0])
+    for year in (2020, 2021, 2026):
+        at[0] = datetime(year, 6, 1, tzinfo=UTC)
+        fill(log, 1)
+        log.prune(keep_years=3)
+    at[0] = datetime(2019, 6, 1, tzinfo=UTC)  # a clock that was set back
+    fill(log, 1)
+    at[0] = datetime(2030, 1, 1, tzinfo=UTC)
+    fill(log, 1)
+    log.prune(keep_years=4)
+    log.checkpoint()
+    yield list(log.export())
+    log.close()
+
+
+def test_entries_are_pruned_from_the_beginning_on_and_the_first_that_stays_is_young_enough(
+    pruned: list[str],
+) -> None:
+    assert verify(pruned, KEYS).sound
+    entries = [json.loads(line) for line in pruned if "seq" in line]
+    assert [set(entry) == {"seq", "hash"} for entry in entries] == [True] * 2 + [False] * 4
+    assert entries[2]["time"] >= entries[3]["body"].get("until", "2026")
+
+
+@pytest.mark.parametrize("seq", [2, 3, 4, 5])
+def test_after_a_pruning_no_other_entry_can_be_reduced_unseen(pruned: list[str], seq: int) -> None:
+    lines = []
+    for line in pruned:
+        entry = json.loads(line)
+        if entry.get("seq") == seq:
+            line = json.dumps(  # noqa: PLW2901 - the forged line
+                {"seq": seq, "hash": leaf_hash(Entry.from_json(entry).leaf()).hex()}
+            )
+        lines.append(line)
+    assert "edit" in kinds(lines)
+
+
+def test_a_pruning_that_no_checkpoint_vouches_for_accounts_for_nothing(log: AuditLog) -> None:
+    fill(log, 3)
+    log.checkpoint()
+    log.record("role:audit", "audit.prune", {"until": "2026", "count": 9, "kept_from": 3}, "done")
+    lines = list(log.export())
+    entry = json.loads(lines[2])
+    bare = {"seq": entry["seq"], "hash": leaf_hash(Entry.from_json(entry).leaf()).hex()}
+    assert kinds([*lines[:2], json.dumps(bare), *lines[3:]]) == {"edit"}
+
+
+def test_an_erasure_that_no_checkpoint_vouches_for_accounts_for_nothing(log: AuditLog) -> None:
+    fill(log, 3)
+    log.checkpoint()
+    log.erase(1, actor="user:erika")
+    assert {finding.kind for finding in report(log).findings} == {"edit"}
+    log.checkpoint()
+    assert report(log).sound
+
+
+def test_a_log_may_prune_the_entry_of_an_earlier_pruning(tmp_path: Path) -> None:
+    at = [datetime(2020, 6, 1, tzinfo=UTC)]
+    log = AuditLog(tmp_path / "audit.sqlite3", signer=lambda: SIGNER, now=lambda: at[0])
+    for year in range(2020, 2035):
+        at[0] = datetime(year, 6, 1, tzinfo=UTC)
+        fill(log, 2)
+        log.prune(keep_years=3)
+        log.checkpoint()
+        assert report(log).sound
+    assert report(log).erased > 20
+    log.close()
+
+
 # --- Tampering ------------------------------------------------------------------------------------
 
 
@@ -450,6 +524,34 @@ def test_an_edit_of_the_content_is_detected(told: list[str]) -> None:
     entry["body"] = {"recipient": "another"}
     told[5] = json.dumps(entry)
     assert kinds(told) == {"edit"}
+
+
+@pytest.mark.parametrize("sealed", [["token"], {"token": "0" * 64}, {"x": ""}, {"file": "0" * 64}])
+def test_a_forged_content_is_detected_whatever_its_line_says_is_sealed(
+    log: AuditLog, sealed: Any
+) -> None:
+    log.record("user:erika", "vault.backup", {"rows": 9, "file": "/home/erika/copy"}, "done")
+    log.checkpoint()
+    lines, proof = list(log.export()), log.prove(0)
+    for entry in (forged := json.loads(lines[-1]), proof["entry"]):
+        entry |= {"body": {"rows": 9, "file": "/backup/regular"}, "sealed": sealed}
+    assert not verify([*lines[:-1], json.dumps(forged)], KEYS).sound
+    assert not verify_proof(proof, KEYS)
+
+
+@pytest.mark.parametrize("member", ["request", "reason", "ticket", "sealed", "token"])
+def test_beside_a_sealed_token_every_member_stays_checkable(log: AuditLog, member: str) -> None:
+    what = {"request": "7", "reason": "abuse", "ticket": "T-1", "until": "", "token": TOKEN}
+    log.record("person:erika", "reidentify.request", what, "done")
+    log.checkpoint()
+    lines = list(log.export())
+    assert verify(lines, KEYS).sound
+    entry = json.loads(lines[-1])
+    if member == "sealed":
+        entry["sealed"] = {"token": "0" * 64}
+    else:
+        entry["body"][member] = "T-2"
+    assert kinds([*lines[:-1], json.dumps(entry)]) == {"edit"}
 
 
 def test_a_content_that_is_taken_away_without_an_entry_is_detected(told: list[str]) -> None:
@@ -636,6 +738,26 @@ def test_every_checkpoint_goes_to_the_second_principal(tmp_path: Path) -> None:
     assert VerifierKey.parse(public.read_text("utf-8")) == KEYS[0]
     assert [Checkpoint.open(note, KEYS).size for note in notes] == [2, 4, 6]
     assert report(log, *notes).sound
+    log.close()
+
+
+def test_the_second_principal_can_read_his_files_whatever_the_umask_and_keep_others_there(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "officer"
+    folder.mkdir()
+    log = AuditLog(tmp_path / "audit.sqlite3", signer=lambda: SIGNER, export=folder)
+    former = os.umask(0o077)
+    try:
+        fill(log, 1)
+        log.checkpoint()
+    finally:
+        os.umask(former)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o644}
+    (folder / "checkpoint-000000000099.txt.bak").write_text("x", "utf-8")
+    fill(log, 1)
+    log.checkpoint()
+    assert (folder / "checkpoint-000000000002.txt").exists()
     log.close()
 
 

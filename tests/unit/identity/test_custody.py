@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
+import shutil
 import stat
 import sys
 import time
@@ -16,7 +18,14 @@ from typing import Any
 import pytest
 
 from telemetry.errors import KeyringError
-from telemetry.identity import Identity, custody, initialise, initialise_development, load_spool_key
+from telemetry.identity import (
+    Identity,
+    custody,
+    initialise,
+    initialise_development,
+    inspect,
+    load_spool_key,
+)
 from telemetry.identity.custody import Custody
 from telemetry.identity.keyring import DEAD_LETTER, KEYSET, Keyring
 
@@ -64,8 +73,14 @@ def test_a_key_in_a_file_is_raw_or_base64url(tmp_path: Path, content: bytes) -> 
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\n", KEK[:31], KEK + b"x", TEXT[:-3].encode(), bytes(32), b"a" * 43, b"!" * 43],
-    ids=["empty", "a line", "cut off", "too long", "text cut off", "zeros", "one letter", "none"],
+    [
+        *(b"", b"\n", KEK[:31], KEK + b"x", TEXT[:-3].encode(), bytes(32), b"a" * 43, b"!" * 43),
+        *(TEXT[:32].encode(), TEXT[:31].encode() + b"\n", b"a password of thirty-two letters"),
+    ],
+    ids=[
+        *("empty", "a line", "cut off", "too long", "text cut off", "zeros", "one letter", "none"),
+        *("text cut off at 32", "a line of 31", "a password"),
+    ],
 )
 def test_a_key_that_is_empty_cut_off_or_was_never_filled_is_refused(
     tmp_path: Path, content: bytes
@@ -95,7 +110,13 @@ def test_a_missing_key_file_a_folder_and_a_pipe_are_refused_at_once(tmp_path: Pa
 def test_the_environment_holds_a_key_as_text(tmp_path: Path) -> None:
     one = Custody("env:THE_KEK", state=tmp_path, environ={"THE_KEK": TEXT})
     assert one.unwrap(one.wrap(FILE_KEY)) == FILE_KEY
-    for environ in ({}, {"THE_KEK": ""}, {"THE_KEK": TEXT[:20]}):
+    for environ in (
+        {},
+        {"THE_KEK": ""},
+        {"THE_KEK": TEXT[:20]},
+        {"THE_KEK": TEXT[:32]},
+        {"THE_KEK": "é" * 8 + TEXT[:16]},
+    ):
         with pytest.raises(KeyringError, match="missing, empty or cut off"):
             Custody("env:THE_KEK", state=tmp_path, environ=environ).wrap(FILE_KEY)
 
@@ -220,6 +241,74 @@ def test_a_keyset_that_lost_its_custody_starts_nothing_and_a_new_one_is_not_made
         initialise(state, environment="production", custody=Custody(state=state))
     held(kek, kept)
     assert not initialise(state, environment="production", custody=Custody(state=state))
+
+
+@pytest.mark.parametrize("gone", ["the keyset", "the disk"])
+def test_a_start_without_a_keyset_never_replaces_its_last_copy(tmp_path: Path, gone: str) -> None:
+    state, backup = tmp_path / "state", tmp_path / "mounted"
+    mounted = Custody(state=state, backup=str(backup))
+    initialise(state, environment="production", custody=mounted)
+    copies = {copy: copy.read_bytes() for copy in backup.iterdir()}
+    kek = (state / "custody" / "kek").read_bytes()
+    if gone == "the disk":
+        shutil.rmtree(state)
+    else:
+        (state / "keys" / KEYSET).unlink()
+    for attempt in (initialise, inspect):
+        with pytest.raises(KeyringError, match="its copy is there"):
+            attempt(state, environment="production", custody=mounted)
+    assert {copy: copy.read_bytes() for copy in backup.iterdir()} == copies
+    # As the message says: what is restored starts again.
+    for copy in backup.iterdir():
+        held(state / "keys" / copy.name, copy.read_bytes())
+    (state / "custody").mkdir(exist_ok=True)
+    held(state / "custody" / "kek", kek)
+    initialise(state, environment="production", custody=mounted)
+    assert {copy: copy.read_bytes() for copy in backup.iterdir()} == copies
+
+
+@pytest.mark.parametrize("name", [KEYSET, "spool.json"])
+def test_the_copy_of_another_keyset_is_never_replaced(tmp_path: Path, name: str) -> None:
+    backup = tmp_path / "mounted"
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    initialise(ours, environment="production", custody=Custody(state=ours, backup=str(backup)))
+    initialise(theirs, environment="production", custody=Custody(state=theirs))
+    ring = Keyring.load(
+        ours / "keys" / KEYSET,
+        environment="production",
+        custody=Custody(state=ours, backup=str(backup)),
+    )
+    foreign = (theirs / "keys" / name).read_bytes()
+    held(backup / name, foreign)
+    with pytest.raises(KeyringError, match="copy of another keyset"):
+        initialise(ours, environment="production", custody=Custody(state=ours, backup=str(backup)))
+    with pytest.raises(KeyringError, match="copy of another keyset"):
+        ring.token_key("a@b", "rel")
+    assert (backup / name).read_bytes() == foreign
+    # One that was cut off is no keyset, and is made whole.
+    held(backup / name, foreign[:100])
+    initialise(ours, environment="production", custody=Custody(state=ours, backup=str(backup)))
+    assert (backup / name).read_bytes() == (ours / "keys" / name).read_bytes()
+
+
+def test_a_keyset_that_cannot_be_seen_is_not_taken_for_absent(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keyset, kept = state / "keys" / KEYSET, (state / "keys" / KEYSET).read_bytes()
+    real = os.stat
+
+    def failing(path: Any, *more: Any, **named: Any) -> os.stat_result:
+        if str(path) == str(keyset):
+            raise OSError(errno.EIO, "the disk failed")
+        return real(path, *more, **named)
+
+    monkeypatch.setattr(os, "stat", failing)
+    with pytest.raises(KeyringError, match="cannot be seen"):
+        initialise(state, environment="production", custody=Custody(state=state))
+    with pytest.raises(KeyringError, match="cannot be seen"):
+        Keyring.ensure(keyset, environment="production", custody=Custody(state=state))
+    monkeypatch.undo()
+    assert keyset.read_bytes() == kept
 
 
 def test_a_key_file_that_somebody_named_is_never_made_by_a_start(tmp_path: Path) -> None:

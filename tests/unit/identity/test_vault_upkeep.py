@@ -534,3 +534,19 @@ def test_stats_count_and_show_nothing_else(place: Place) -> None:
     for locator in (A, B, C, D):
         assert locator.hex() not in shown
         assert repr(locator)[2:-1] not in shown
+
+
+def test_a_vault_that_another_serves_is_not_changed_by_a_new_journal(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    serving = place.vault()
+    serving.claim()
+    serving.secrets([A])
+    for file in tmp_path.glob("tombstones.sqlite3*"):
+        file.rename(tmp_path / f"away-{file.name}")
+    before = sqlite3.connect(tmp_path / "vault.sqlite3")
+    held = before.execute("SELECT * FROM about ORDER BY name").fetchall()
+    with pytest.raises(ConfigError, match="Another process uses"):
+        place.vault(repair="journal")
+    assert before.execute("SELECT * FROM about ORDER BY name").fetchall() == held
+    before.close()
+    place.close()
