@@ -356,10 +356,7 @@ class _Desk:
         return outcomes
 
     def _ask(self, method: str, target: str, body: bytes | None = None) -> Any:
-        answer = ask(self._settings.state_dir, method, target, body)
-        if isinstance(answer, dict) and "detail" in answer:
-            raise ConfigError(str(answer["detail"]))
-        return answer
+        return ask(self._settings.state_dir, method, target, body)
 
     @contextmanager
     def _shelf(self) -> Iterator[Shelf]:

@@ -17,6 +17,7 @@ from telemetry.admin import NotRunningError, ask
 from telemetry.cli import Config, Json, State
 from telemetry.cli.explain import policy_app
 from telemetry.config import Settings, load_settings
+from telemetry.errors import ConfigError
 
 __all__: list[str] = []
 
@@ -82,8 +83,8 @@ def revoke(
         answer = ask(settings.state_dir, "POST", f"/policy/revoke/{_hex(digest)}")
     except NotRunningError:
         answer = {"revoked": _revoke_here(settings, _hex(digest))}
-    if "detail" in answer:
-        raise typer.BadParameter(answer["detail"])
+    except ConfigError as error:
+        raise typer.BadParameter(error.message) from None
     if as_json:
         typer.echo(json.dumps(answer))
     else:
