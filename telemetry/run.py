@@ -529,7 +529,10 @@ class Runner:
         """Why nothing is taken at the moment; empty if all is well."""
         if self.pseudonymizer is not None:
             return self.pseudonymizer.holding
-        return "BrokerError" if self.storage.failing else ""
+        if self.storage.failing:
+            return "BrokerError"
+        broker = self.storage.broker
+        return broker.ailing if isinstance(broker, Buffered) else ""
 
     def _brake(self) -> Brake:
         dead = self.settings.dead
