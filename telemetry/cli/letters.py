@@ -304,8 +304,12 @@ class _Desk:
             KeyringError: It is not one, others can read it, or it is not for this environment.
         """
         from telemetry.identity import load_dead_letter_opener  # noqa: PLC0415 - only with a key
+        from telemetry.run import open_custody  # noqa: PLC0415
 
-        return load_dead_letter_opener(key, environment=self._settings.environment)
+        settings = self._settings
+        return load_dead_letter_opener(
+            key, environment=settings.environment, custody=open_custody(settings)
+        )
 
     def waiting(self) -> int:
         """Count the letters there are, as far as the running pipeline says."""
