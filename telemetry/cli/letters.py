@@ -27,6 +27,7 @@ from rich.table import Table
 from telemetry import logs
 from telemetry.admin import ELSEWHERE, NotRunningError, ask
 from telemetry.cli import EXIT_NO, Config, Json, State, app
+from telemetry.cli.audit import witness
 from telemetry.config import Settings, load_settings
 from telemetry.errors import CapsuleError, ConfigError
 from telemetry.letters import Chosen, Letter, Opened, page, purge
@@ -332,6 +333,8 @@ class _Desk:
                     now = datetime.now(UTC)
                     self._note_originals(sealed=sealed)
                     letters, after = page(shelf, chosen, now, after=max(after, 0), sealed=sealed)
+                    if sealed and letters:
+                        witness(self._settings, "dead.open", {"count": len(letters)})
             if letters:
                 yield letters
 
@@ -344,13 +347,16 @@ class _Desk:
 
     def purge(self, chosen: Chosen) -> Iterator[int]:
         """Delete letters, page by page; give how many of each."""
-        after = -1
+        after, begun = -1, False
         while after:
             try:
                 answer = self._ask("POST", f"/dead/purge?{_query(chosen, after, {})}")
                 count, after = int(answer["purged"]), int(answer["next"])
             except NotRunningError:
                 with self._shelf() as shelf:
+                    if not begun:
+                        witness(self._settings, "dead.purge", {}, "begun")
+                        begun = True
                     count, after = purge(shelf, chosen, datetime.now(UTC), after=max(after, 0))
             yield count
 

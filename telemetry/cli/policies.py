@@ -15,9 +15,10 @@ from rich.table import Table
 from telemetry import logs
 from telemetry.admin import NotRunningError, ask
 from telemetry.cli import Config, Json, State
+from telemetry.cli.audit import witness
 from telemetry.cli.explain import policy_app
 from telemetry.config import Settings, load_settings
-from telemetry.errors import ConfigError
+from telemetry.errors import AuditError, ConfigError
 
 __all__: list[str] = []
 
@@ -107,4 +108,9 @@ def _revoke_here(settings: Settings, digest: str) -> str:
     whole = register.revoke(digest, datetime.now(UTC), by=by)
     log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.cli.policies")
     log.warning("policy_revoked", digest=whole, by=by)
+    try:
+        # After it: to revoke protects.
+        witness(settings, "policy.revoke", {"digest": whole})
+    except AuditError as error:
+        raise AuditError(f"It is revoked, but nobody witnessed it. {error}") from None
     return whole

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from telemetry.admin import NoAnswerError, NotRunningError, ask
 from telemetry.cli import EXIT_CONFIG, Config, Json, State, app
+from telemetry.cli.audit import witnessed
 from telemetry.config import Settings, check_vault, load_settings
 from telemetry.errors import ConfigError
 from telemetry.identity import Identity
@@ -181,7 +182,8 @@ def rewrap(
         identity = _open(settings)
         try:
             after = {"rotate_after": timedelta(0)} if now else {}
-            _show("rewrapping", identity.upkeep(keep=keep, **after), quiet=as_json)
+            with witnessed(settings, "vault.rewrap", {}):
+                _show("rewrapping", identity.upkeep(keep=keep, **after), quiet=as_json)
         finally:
             identity.close()
     else:
@@ -220,7 +222,8 @@ def backup(
     except NotRunningError:
         identity = _open(settings)
         try:
-            _show("copying", identity.backup(place), quiet=as_json)
+            with witnessed(settings, "vault.backup", {"file": place.name}):
+                _show("copying", identity.backup(place), quiet=as_json)
         finally:
             identity.close()
     else:

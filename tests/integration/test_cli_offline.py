@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from telemetry.brokers import DEAD, Entry
 from telemetry.cli import account, app, keys, letters, main, policies, vault  # noqa: F401 - they register
 from telemetry.config import load_settings
+from telemetry.dead_letter import noted
+from telemetry.errors import AuditError
 from telemetry.identity import load_dead_letter_sealer
+from telemetry.identity.audit import AUDIT_FILE, AuditLog, actor_of
+from telemetry.policy import PolicyRegister
+from telemetry.run import open_broker
+from telemetry.testing.brokers import make_parcel
 
 
 def told(state: Path, *arguments: str) -> Any:
@@ -72,3 +81,80 @@ def test_a_command_of_the_operators_gets_nothing_of_ours(
         shown = "".join(lines)
     assert "planted" not in shown
     assert "db.example" in shown
+
+
+def test_what_is_done_without_a_pipeline_is_witnessed_too(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    settings = load_settings(None, overrides={"state": str(state)})
+    told(state, "keys", "init")
+    told(state, "keys", "copies", "--add", "safe of mareike")
+    told(state, "keys", "copies", "--remove", "safe of mareike")
+    told(state, "vault", "rewrap", "--now", "--destroy")
+    told(state, "vault", "backup", str(tmp_path / "copy.sqlite3"))
+    sealer = load_dead_letter_sealer(state / "keys" / "public.json")
+    parcel, at = make_parcel(1), datetime.now(UTC)
+    letter = replace(
+        parcel,
+        body=sealer.seal(b"{}", event_id=parcel.event_id),
+        capsule=b"",
+        reason="undecodable",
+        remarks=noted("edge", at, path="", kind=parcel.kind, original=b"{}"),
+        received_at=at,
+        retain_until=at + timedelta(days=30),
+    )
+    broker = open_broker(settings)
+    broker.append(DEAD, [letter], {Entry("edge", "items_in"): 1, Entry("edge", "dead", "x"): 1})
+    broker.close()
+    told(state, "dead", "list")
+    (key,) = state.rglob("dead-letter/keyset.json")
+    told(state, "dead", "show", letter.event_id, "--key", str(key))
+    told(state, "dead", "purge", "--all")
+    register = PolicyRegister(state / "policies.ndjson")
+    register.enter("c0" * 32, "live", datetime.now(UTC))
+    told(state, "policy", "revoke", "c0c0c0c0")
+    log = AuditLog(state / AUDIT_FILE)
+    entries = log.entries()
+    log.close()
+    assert {entry.actor for entry in entries} == {actor_of()}
+    assert "mareike" not in repr(entries)
+    made = [e for e in entries if e.action == "key.create"]
+    assert [e.result for e in made] == ["begun", *["done"] * (len(made) - 1)]
+    assert len(made) > 3
+    assert [(e.action, e.result) for e in entries[len(made) :]] == [
+        ("key.export", "begun"),
+        ("key.export", "done"),
+        ("key.export", "begun"),
+        ("key.export", "done"),
+        ("vault.rewrap", "begun"),
+        ("vault.rewrap", "done"),
+        ("vault.backup", "begun"),
+        ("vault.backup", "done"),
+        ("dead.open", "done"),
+        ("dead.purge", "begun"),
+        ("policy.revoke", "done"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        ("vault", "rewrap"),
+        ("vault", "backup", "copy.sqlite3"),
+        ("keys", "init"),
+        ("keys", "copies", "--add", "safe"),
+    ],
+)
+def test_what_cannot_be_witnessed_is_not_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    state = tmp_path / "state"
+    if order != ("keys", "init"):
+        told(state, "keys", "init")
+    (state / AUDIT_FILE).unlink(missing_ok=True)
+    (state / AUDIT_FILE).mkdir(parents=True)
+    keys_before = sorted((state / "keys").glob("*.json"))
+    done = CliRunner().invoke(app, [*order, "--state", str(state), "--json"])
+    assert isinstance(done.exception, AuditError)
+    assert not (tmp_path / "copy.sqlite3").exists()
+    assert sorted((state / "keys").glob("*.json")) == keys_before
