@@ -14,14 +14,25 @@ import struct
 from collections.abc import Coroutine, Mapping
 from datetime import UTC, datetime
 from functools import partial
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+import structlog
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
-from telemetry.errors import AuditError, PolicyError, TelemetryError
+from telemetry import logs
+from telemetry.errors import (
+    AuditError,
+    BrokerError,
+    ConfigError,
+    PolicyError,
+    TelemetryError,
+    TransportError,
+    VaultError,
+)
 from telemetry.letters import Chosen, Opened, page, purge
 from telemetry.metrics import exposition
 from telemetry.status import ages, as_json, times_to_loss
@@ -29,7 +40,9 @@ from telemetry.status import ages, as_json, times_to_loss
 if TYPE_CHECKING:
     from telemetry.run import Runner
 
-__all__ = ["ELSEWHERE", "Admin", "NotRunningError", "ask"]
+__all__ = ["ELSEWHERE", "Admin", "NoAnswerError", "NotRunningError", "ask"]
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.admin")
 
 ELSEWHERE: Final = (
     "On Kafka, dead letters lie in the topic of the dead stream until its retention ends; this "
@@ -40,6 +53,13 @@ _REPLAY_BYTES: Final = 64 * 1024 * 1024
 
 class NotRunningError(TelemetryError):
     """No pipeline is running on this state directory."""
+
+
+class NoAnswerError(TransportError):
+    """One is running and did not answer, or not as expected. What was ordered may have been done.
+
+    Nobody takes it for one that is not running: the state directory is still that process's.
+    """
 
 
 class Admin:
@@ -61,7 +81,7 @@ class Admin:
                 web.get("/metrics", self._metrics),
             ]
         )
-        private = web.Application(client_max_size=_REPLAY_BYTES)
+        private = web.Application(client_max_size=_REPLAY_BYTES, middlewares=[_answered])
         private.add_routes(
             [
                 web.get("/books", self._books),
@@ -149,20 +169,17 @@ class Admin:
         forwarders = self._runner.forwarders
         chosen = list(forwarders) if name == "all" else [name]
         actor, action = _peer(request), f"recipient.{order}"
-        try:
-            stage = self._runner.pseudonymizer
-            if stage is not None and order == "resume" and name in ("pseudonymizer", "all"):
-                await self._witness(actor, "stage.resume", {"stage": "pseudonymizer"})
-                stage.brake.release()
-                if name == "pseudonymizer":
-                    return web.json_response({"resumed": [name]})
-            if any(recipient not in forwarders for recipient in chosen):
-                # Without the name: it is whatever somebody typed.
-                await self._witness(actor, action, {}, "refused:unknown")
-                return web.json_response({"detail": "no such recipient"}, status=404)
-            await self._runner.order(chosen, paused=order == "pause", actor=actor)
-        except AuditError as error:
-            return web.json_response({"error": str(error)}, status=503)
+        stage = self._runner.pseudonymizer
+        if stage is not None and order == "resume" and name in ("pseudonymizer", "all"):
+            await self._witness(actor, "stage.resume", {"stage": "pseudonymizer"})
+            stage.brake.release()
+            if name == "pseudonymizer":
+                return web.json_response({"resumed": [name]})
+        if any(recipient not in forwarders for recipient in chosen):
+            # Without the name: it is whatever somebody typed.
+            await self._witness(actor, action, {}, "refused:unknown")
+            return web.json_response({"detail": "no such recipient"}, status=404)
+        await self._runner.order(chosen, paused=order == "pause", actor=actor)
         return web.json_response({order + "d": chosen})
 
     async def _witness(
@@ -182,7 +199,8 @@ class Admin:
         try:
             await self._witness(actor, "policy.revoke", {"digest": digest})
         except AuditError as error:
-            return web.json_response({"revoked": digest, "error": str(error)}, status=503)
+            told = f"It is revoked, but nobody witnessed it. {error}"
+            return web.json_response({"revoked": digest, "error": told}, status=503)
         return web.json_response({"revoked": digest})
 
     async def _status(self, _request: web.Request) -> web.Response:
@@ -198,23 +216,16 @@ class Admin:
             partial(page, shelf, sealed=sealed, **_asked(request))
         )
         if sealed and found:
-            try:
-                await self._witness(_peer(request), "dead.open", {"count": len(found)})
-            except AuditError as error:
-                return web.json_response({"error": str(error)}, status=503)
+            await self._witness(_peer(request), "dead.open", {"count": len(found)})
         return _encoded({"letters": found, "next": after})
 
     async def _purge(self, request: web.Request) -> web.Response:
         runner = self._runner
         if runner.redrive is None:
             return _elsewhere()
-        try:
-            await self._witness(_peer(request), "dead.purge", {}, "begun")
-        except AuditError as error:
-            return web.json_response({"error": str(error)}, status=503)
-        count, after = await runner.storage.call(
-            partial(purge, runner.redrive.shelf, **_asked(request))
-        )
+        asked = _asked(request)
+        await self._witness(_peer(request), "dead.purge", {}, "begun")
+        count, after = await runner.storage.call(partial(purge, runner.redrive.shelf, **asked))
         return _encoded({"purged": count, "next": after})
 
     async def _replay(self, request: web.Request) -> web.Response:
@@ -224,10 +235,7 @@ class Admin:
             opened = msgspec.json.decode(await request.read(), type=list[Opened])
         except msgspec.MsgspecError:
             return web.json_response({"detail": "This is no list of letters."}, status=400)
-        try:
-            await self._witness(_peer(request), "dead.replay", {"count": len(opened)}, "begun")
-        except AuditError as error:
-            return web.json_response({"error": str(error)}, status=503)
+        await self._witness(_peer(request), "dead.replay", {"count": len(opened)}, "begun")
         outcomes = await self._runner.redrive.replay(opened)
         return _encoded(outcomes)
 
@@ -247,10 +255,7 @@ class Admin:
         work = request.match_info["work"]
         if upkeep is None:
             return _no_vault()
-        try:
-            await self._witness(_peer(request), f"vault.{work}", {}, "begun")
-        except AuditError as error:
-            return web.json_response({"error": str(error)}, status=503)
+        await self._witness(_peer(request), f"vault.{work}", {}, "begun")
         if work == "backup":
             self._begin(upkeep.backup(Path(asked.get("path", ""))))
         else:
@@ -264,12 +269,37 @@ class Admin:
         task.add_done_callback(self._tasks.discard)
 
 
+@web.middleware
+async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer JSON whatever happens; `ask` makes the same error of it at the other end."""
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        return web.json_response({"detail": f"{error.reason}."}, status=error.status)
+    except ConfigError as error:
+        return web.json_response({"detail": str(error)}, status=400)
+    except TransportError as error:
+        told = {"error": str(error), "kind": type(error).__name__}
+        return web.json_response(told, status=503)
+    except Exception as error:  # noqa: BLE001 - its text may quote a value
+        where = logs.place(error)
+        _log.error("order_failed", **where)
+        return web.json_response({"error": f"An error of ours: {where['error']}."}, status=500)
+
+
 def _asked(request: web.Request) -> dict[str, Any]:
-    """Read which letters are meant, and from where on."""
+    """Read which letters are meant, and from where on.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
     query = dict(request.query)
-    after = int(query.pop("after", "0"))
     query.pop("sealed", None)
-    chosen = msgspec.convert(query, Chosen, strict=False)
+    try:
+        after = int(query.pop("after", "0"))
+        chosen = msgspec.convert(query, Chosen, strict=False)
+    except ValueError:  # msgspec's, too
+        raise ConfigError("This does not say which letters are meant.") from None
     return {"chosen": chosen, "now": datetime.now(UTC), "after": after}
 
 
@@ -304,6 +334,8 @@ def _by_kind(unknown: Any) -> dict[str, float]:
 
 
 _TIMEOUT_S: Final = 10.0
+_REFUSED, _FAILED, _UNAVAILABLE = 400, 500, 503
+_KINDS: Final = {"BrokerError": BrokerError, "SpoolFull": BrokerError, "VaultError": VaultError}
 
 
 class _UnixConnection(HTTPConnection):
@@ -335,13 +367,35 @@ def ask(state: Path, method: str, target: str, body: bytes | None = None) -> Any
 
     Raises:
         NotRunningError: There is none.
+        NoAnswerError: It did not answer within ten seconds, or not as expected.
+        ConfigError: It refuses: what was asked for is not there or not allowed.
+        AuditError, BrokerError, VaultError: It could not do it.
     """
     connection = _UnixConnection(state / "admin.sock")
     try:
         connection.request(method, target, body)
-        answer = connection.getresponse()
-        return json.loads(answer.read())
-    except (OSError, ValueError):
+        response = connection.getresponse()
+        status, answer = response.status, json.loads(response.read())
+    except (FileNotFoundError, ConnectionRefusedError):
         raise NotRunningError(f"Nothing is running on {state}. Start it: telemetry run") from None
+    except TimeoutError:
+        raise NoAnswerError(
+            f"What runs on {state} did not answer within {_TIMEOUT_S:.0f} s. It may still have "
+            "done it: look before you try again."
+        ) from None
+    except PermissionError:
+        raise NoAnswerError(f"Only the owner of {state} may ask what runs on it.") from None
+    except (OSError, ValueError, HTTPException):
+        raise NoAnswerError(
+            f"What runs on {state} broke off its answer. See its log, and try again."
+        ) from None
     finally:
         connection.close()
+    if status < _REFUSED:
+        return answer
+    told = answer if isinstance(answer, dict) else {}
+    if status < _FAILED:
+        raise ConfigError(str(told.get("detail", "It refuses.")))
+    if status == _UNAVAILABLE:
+        raise _KINDS.get(str(told.get("kind")), AuditError)(str(told.get("error", "")))
+    raise NoAnswerError(f"{told.get('error', 'It failed.')} See the log of what runs on {state}.")

@@ -352,6 +352,7 @@ class Runner:
         self.address = self.admin_address = ("", 0)
         self.audit_every_s = 3600.0
         self._told: tuple[datetime, dict[str, dict[str, int]]] | None = None
+        self._unwitnessed: list[Turn] = []
 
     async def open(self) -> None:
         """Check everything, open everything, start to listen.
@@ -592,7 +593,10 @@ class Runner:
         """Why nothing is taken at the moment; empty if all is well."""
         if self.pseudonymizer is not None:
             return self.pseudonymizer.holding
-        return "BrokerError" if self.storage.failing else ""
+        if self.storage.failing:
+            return "BrokerError"
+        broker = self.storage.broker
+        return broker.ailing if isinstance(broker, Buffered) else ""
 
     def _brake(self) -> Brake:
         dead = self.settings.dead
@@ -678,10 +682,11 @@ class Runner:
                 )
                 for turn in turns:
                     _log.info(f"key_{turn.what}", use=turn.key.use, kid=turn.key.kid)
-                    await asyncio.to_thread(self._witness_key, turn)
+                self._unwitnessed += turns
             except KeyringError as error:
                 # Nothing stops for this: keys in use stay in use. But somebody has to look.
                 _log.error("keys_untended", reason=str(error))
+            await asyncio.to_thread(self._witness_turns)
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), _TEND_S)
 
@@ -804,8 +809,19 @@ class Runner:
         for name in names:
             self.witness(actor, action, {"recipient": name})
 
-    def _witness_key(self, turn: Turn) -> None:
-        self.witness("role:run", _KEY_ACTIONS[turn.what], about_key(turn.key))
+    def _witness_turns(self) -> None:
+        """Record what was done to keys; what cannot be recorded now, the next time, in its order.
+
+        To destroy a key protects, so it is done before it is recorded.
+        """
+        try:
+            while self._unwitnessed:
+                turn = self._unwitnessed[0]
+                self.witness("role:run", _KEY_ACTIONS[turn.what], about_key(turn.key))
+                del self._unwitnessed[0]
+        except AuditError as error:
+            waiting = len(self._unwitnessed)
+            _log.error("audit_failed", error=type(error).__name__, waiting=waiting)
 
     async def _audit_hourly(self, stop: asyncio.Event) -> None:
         """Each hour: what went to whom, what is past its period, and a signed checkpoint."""
@@ -829,6 +845,7 @@ class Runner:
 
     def _depart(self) -> None:
         """Record the stop; a log that fails now must not keep anything from being closed."""
+        self._witness_turns()
         try:
             self.witness("role:run", "run.stop", {"role": self.part.name})
             self._checkpoint()

@@ -102,20 +102,25 @@ class Upkeep:
         loop = asyncio.get_running_loop()
         async with self._turn:
             with ThreadPoolExecutor(1, thread_name_prefix="upkeep") as thread:
-                steps = begin()
+                steps, over = begin(), False
                 try:
-                    while not self._stop.is_set():
+                    while not (over or self._stop.is_set()):
                         began = time.monotonic()
                         done = await loop.run_in_executor(thread, next, steps, None)
-                        if done is None:
-                            break
-                        work.done = done
-                        await asyncio.sleep(_REST * (time.monotonic() - began))
+                        over = done is None
+                        if done is not None:
+                            work.done = done
+                            await asyncio.sleep(_REST * (time.monotonic() - began))
                 except TelemetryError as error:
                     # Nothing is lost by it: what is due is due again within the hour.
                     work.error = str(error)
                     _log.warning("upkeep_failed", work=work.name, **logs.place(error))
+                except Exception as error:  # noqa: BLE001 - whoever asked must be told; not its text
+                    work.error = f"An error of ours ended it: {type(error).__name__}."
+                    _log.error("upkeep_failed", work=work.name, **logs.place(error))
                 finally:
+                    if not (over or work.error):
+                        work.error = "The pipeline stopped before it was through."
                     work.running = False
                     # What it ends with may wait for a disk.
                     await loop.run_in_executor(thread, _end, steps)

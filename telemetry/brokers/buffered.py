@@ -15,11 +15,16 @@ from collections.abc import Mapping, Sequence
 from threading import Event, Thread
 from typing import Final
 
+import structlog
+
+from telemetry import logs
 from telemetry.brokers import DEAD, SEALED, Broker, Counts, Entry, Polled
 from telemetry.errors import BrokerError
 from telemetry.parcel import Parcel
 
 __all__ = ["Buffered"]
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.brokers.buffered")
 
 _GROUP: Final = "relay"
 _BATCH_EVENTS: Final = 512
@@ -44,6 +49,7 @@ class Buffered:
         self._log, self._spool = log, spool
         self._away = Event()
         self._closing = Event()
+        self._failure = ""
         if any(spool.pending().values()):
             self._away.set()
         self._thread = Thread(target=self._relay_all, name=f"relay {name}".strip(), daemon=True)
@@ -66,6 +72,15 @@ class Buffered:
     def away(self) -> bool:
         """Whether events wait here because the log of all did not take them."""
         return self._away.is_set()
+
+    @property
+    def ailing(self) -> str:
+        """What keeps the relay from bringing on what waits here, though the log may be back.
+
+        The class of an error that nobody foresaw, ``RelayDead``, or nothing. Clients are answered
+        all the same: what they send waits here, until there is no room.
+        """
+        return self._failure if self._thread.is_alive() else "RelayDead"
 
     def append(
         self,
@@ -135,7 +150,14 @@ class Buffered:
                     self._away.clear()
                     if any(self._spool.pending().values()) or self._owed():
                         self._away.set()
+                self._failure = ""
             except BrokerError:
+                self._failure = ""
+                self._closing.wait(_RETRY_S)
+            except Exception as error:  # noqa: BLE001 - without this thread all piles up, unseen
+                # Its text is the client library's: who knows what it quotes.
+                self._failure = type(error).__name__
+                _log.error("relay_failed", **logs.place(error))
                 self._closing.wait(_RETRY_S)
 
     def relay(self) -> bool:

@@ -7,6 +7,7 @@ configuration; 3 something was removed (``scrub``); 4 nothing is running; 70 an 
 from __future__ import annotations
 
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -84,3 +85,21 @@ def main() -> None:
         sys.exit(complain(error))
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:  # noqa: BLE001 - a traceback ends with a text that may hold a value
+        sys.exit(_unforeseen(error))
+
+
+def _unforeseen(error: Exception) -> int:
+    """Say of an error of ours what it is and where it rose; never its text."""
+    at = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        path = Path(frame.filename)
+        if {"telemetry", "scrubbers"} & set(path.parts[-4:-1]):
+            at = f" at {'/'.join(path.parts[-2:])}:{frame.lineno}"
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print("[bold red]An error of ours:[/] ", end="")
+    console.print(
+        f"{type(error).__name__}{at}. Its text is not shown, as it may quote an event.",
+        markup=False,
+    )
+    return EXIT_OURS

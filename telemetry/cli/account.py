@@ -353,9 +353,9 @@ def run(
     """
     if (candidates is None) == (command is None):
         raise typer.BadParameter("Name either --candidates or --command.")
-    with _opened(config, state) as (_settings, _policy, back, _trial), ExitStack() as stack:
+    with _opened(config, state) as (settings, _policy, back, _trial), ExitStack() as stack:
         lines = (
-            stack.enter_context(_command(command))
+            stack.enter_context(_command(command, settings))
             if command is not None
             else stack.enter_context(_file(candidates or Path("-")))
         )
@@ -383,11 +383,14 @@ def _file(path: Path) -> Iterator[Iterator[str]]:
 
 
 @contextmanager
-def _command(words: str) -> Iterator[Iterator[str]]:
+def _command(words: str, settings: Settings) -> Iterator[Iterator[str]]:
     """Run a command of the operator's and give the lines it prints; its failure is ours."""
     try:
         process = subprocess.Popen(  # noqa: S603 - the operator's own command, without a shell
-            shlex.split(words), stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
+            shlex.split(words),
+            stdout=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            env=_environment(settings),
         )
     except (OSError, ValueError, IndexError):
         raise ConfigError(
@@ -401,6 +404,21 @@ def _command(words: str) -> Iterator[Iterator[str]]:
         if process.poll() is None:
             process.terminate()
         process.wait(_STEP_S)
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """Give a command of the operator's its environment without anything of ours.
+
+    It needs no key and no address of a recipient: settings, credentials of systemd, and the
+    variable that holds the key-encryption key, whatever its name, stay here.
+    """
+    kind, _, named = settings.custody.kek.partition(":")
+    ours = {"CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", *([named] if kind == "env" else ())}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ours and not name.startswith("TELEMETRY_")
+    }
 
 
 def _printed(process: subprocess.Popen[bytes]) -> Iterator[str]:

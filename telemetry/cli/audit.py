@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,6 +62,32 @@ def open_log(settings: Settings, identity: Identity | None = None) -> AuditLog:
         signer=None if identity is None else identity.signer,
         export=Path(export) if export else None,
     )
+
+
+def witness(
+    settings: Settings, action: str, what: Mapping[str, str | int], result: str = "done"
+) -> None:
+    """Record what a command does where no pipeline runs that would; the log is made if need be.
+
+    Raises:
+        AuditError: It cannot be written.
+    """
+    from telemetry.identity.audit import AUDIT_FILE, AuditLog, actor_of  # noqa: PLC0415
+
+    settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    log = AuditLog(settings.state_dir / AUDIT_FILE)
+    try:
+        log.record(actor_of(), action, what, result)
+    finally:
+        log.close()
+
+
+@contextmanager
+def witnessed(settings: Settings, action: str, what: Mapping[str, str | int]) -> Iterator[None]:
+    """Record before something is done that it begins, and after that it is done. As `witness`."""
+    witness(settings, action, what, "begun")
+    yield
+    witness(settings, action, what)
 
 
 def open_identity(settings: Settings) -> Identity:

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from telemetry.cli import EXIT_NO, Config, Json, State, app
+from telemetry.cli.audit import witness, witnessed
 from telemetry.config import Settings, load_settings
 from telemetry.errors import ConfigError, KeyringError
 
@@ -108,9 +109,13 @@ def init(*, config: Config = None, state: State = None, as_json: Json = False) -
       TELEMETRY_CUSTODY_KEK=credential:telemetry-kek telemetry keys init
     """
     from telemetry.identity import initialise, initialise_development  # noqa: PLC0415
+    from telemetry.identity.audit import about_key  # noqa: PLC0415
 
     settings = _settings(config, state)
     custody, made = _custody(settings), False
+    there = (settings.state_dir / _KEYSET).exists()
+    before = {key.kid for key in _ring(settings).entries()} if there else set()
+    witness(settings, "key.create", {}, "begun")
     if custody is None:
         initialise_development(settings.state_dir)
     else:
@@ -118,6 +123,9 @@ def init(*, config: Config = None, state: State = None, as_json: Json = False) -
             made = custody.make()
         made |= initialise(settings.state_dir, environment=settings.environment, custody=custody)
     ring = _ring(settings)
+    for key in ring.entries():
+        if key.kid not in before:
+            witness(settings, "key.create", about_key(key))
     if as_json:
         typer.echo(json.dumps({"made_kek": made, "keys": [_as_json(k) for k in ring.entries()]}))
         return
@@ -472,11 +480,15 @@ def copies(
 
       telemetry keys copies --add "USB stick 3, safe of the data protection officer"
     """
-    ring = _ring(_settings(config, state))
+    settings = _settings(config, state)
+    ring = _ring(settings)
+    # Not where: that is free text, and the receipts name it.
     if add:
-        ring.note_copy(add)
+        with witnessed(settings, "key.export", {"copies": "added"}):
+            ring.note_copy(add)
     if remove:
-        ring.drop_copy(remove)
+        with witnessed(settings, "key.export", {"copies": "removed"}):
+            ring.drop_copy(remove)
     places: dict[str, list[str]] = {}
     for key in ring.entries():
         for place in key.copies:

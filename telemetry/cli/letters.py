@@ -27,6 +27,7 @@ from rich.table import Table
 from telemetry import logs
 from telemetry.admin import ELSEWHERE, NotRunningError, ask
 from telemetry.cli import EXIT_NO, Config, Json, State, app
+from telemetry.cli.audit import witness
 from telemetry.config import Settings, load_settings
 from telemetry.errors import CapsuleError, ConfigError
 from telemetry.letters import Chosen, Letter, Opened, page, purge
@@ -304,8 +305,12 @@ class _Desk:
             KeyringError: It is not one, others can read it, or it is not for this environment.
         """
         from telemetry.identity import load_dead_letter_opener  # noqa: PLC0415 - only with a key
+        from telemetry.run import open_custody  # noqa: PLC0415
 
-        return load_dead_letter_opener(key, environment=self._settings.environment)
+        settings = self._settings
+        return load_dead_letter_opener(
+            key, environment=settings.environment, custody=open_custody(settings)
+        )
 
     def waiting(self) -> int:
         """Count the letters there are, as far as the running pipeline says."""
@@ -328,6 +333,8 @@ class _Desk:
                     now = datetime.now(UTC)
                     self._note_originals(sealed=sealed)
                     letters, after = page(shelf, chosen, now, after=max(after, 0), sealed=sealed)
+                    if sealed and letters:
+                        witness(self._settings, "dead.open", {"count": len(letters)})
             if letters:
                 yield letters
 
@@ -340,13 +347,16 @@ class _Desk:
 
     def purge(self, chosen: Chosen) -> Iterator[int]:
         """Delete letters, page by page; give how many of each."""
-        after = -1
+        after, begun = -1, False
         while after:
             try:
                 answer = self._ask("POST", f"/dead/purge?{_query(chosen, after, {})}")
                 count, after = int(answer["purged"]), int(answer["next"])
             except NotRunningError:
                 with self._shelf() as shelf:
+                    if not begun:
+                        witness(self._settings, "dead.purge", {}, "begun")
+                        begun = True
                     count, after = purge(shelf, chosen, datetime.now(UTC), after=max(after, 0))
             yield count
 
@@ -356,10 +366,7 @@ class _Desk:
         return outcomes
 
     def _ask(self, method: str, target: str, body: bytes | None = None) -> Any:
-        answer = ask(self._settings.state_dir, method, target, body)
-        if isinstance(answer, dict) and "detail" in answer:
-            raise ConfigError(str(answer["detail"]))
-        return answer
+        return ask(self._settings.state_dir, method, target, body)
 
     @contextmanager
     def _shelf(self) -> Iterator[Shelf]:

@@ -21,7 +21,7 @@ from telemetry import logs
 from telemetry.admin import ask
 from telemetry.cli import EXIT_NO, Config, Json, State, app
 from telemetry.config import Settings, check_vault, load_settings
-from telemetry.errors import AuditError
+from telemetry.errors import ConfigError
 from telemetry.status import spoken
 
 if TYPE_CHECKING:
@@ -338,9 +338,8 @@ def resume(recipient: str, *, config: Config = None, state: State = None) -> Non
 
 
 def _order(order: str, recipient: str, settings: Settings) -> None:
-    answer = ask(settings.state_dir, "POST", f"/{order}/{quote(recipient, safe='')}")
-    if "detail" in answer:
-        raise typer.BadParameter("No such recipient; `telemetry books` lists them.")
-    if "error" in answer:
-        raise AuditError(answer["error"])
+    try:
+        answer = ask(settings.state_dir, "POST", f"/{order}/{quote(recipient, safe='')}")
+    except ConfigError:
+        raise typer.BadParameter("No such recipient; `telemetry books` lists them.") from None
     typer.echo(json.dumps(answer))

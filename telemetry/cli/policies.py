@@ -15,8 +15,10 @@ from rich.table import Table
 from telemetry import logs
 from telemetry.admin import NotRunningError, ask
 from telemetry.cli import Config, Json, State
+from telemetry.cli.audit import witness
 from telemetry.cli.explain import policy_app
 from telemetry.config import Settings, load_settings
+from telemetry.errors import AuditError, ConfigError
 
 __all__: list[str] = []
 
@@ -82,8 +84,8 @@ def revoke(
         answer = ask(settings.state_dir, "POST", f"/policy/revoke/{_hex(digest)}")
     except NotRunningError:
         answer = {"revoked": _revoke_here(settings, _hex(digest))}
-    if "detail" in answer:
-        raise typer.BadParameter(answer["detail"])
+    except ConfigError as error:
+        raise typer.BadParameter(error.message) from None
     if as_json:
         typer.echo(json.dumps(answer))
     else:
@@ -106,4 +108,9 @@ def _revoke_here(settings: Settings, digest: str) -> str:
     whole = register.revoke(digest, datetime.now(UTC), by=by)
     log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.cli.policies")
     log.warning("policy_revoked", digest=whole, by=by)
+    try:
+        # After it: to revoke protects.
+        witness(settings, "policy.revoke", {"digest": whole})
+    except AuditError as error:
+        raise AuditError(f"It is revoked, but nobody witnessed it. {error}") from None
     return whole

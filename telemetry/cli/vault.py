@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from telemetry.admin import NotRunningError, ask
+from telemetry.admin import NoAnswerError, NotRunningError, ask
 from telemetry.cli import EXIT_CONFIG, Config, Json, State, app
+from telemetry.cli.audit import witnessed
 from telemetry.config import Settings, check_vault, load_settings
 from telemetry.errors import ConfigError
 from telemetry.identity import Identity
@@ -85,15 +86,18 @@ def _followed(state: Path) -> Iterator[float]:
 
     Raises:
         ConfigError: It failed; the pipeline goes on.
+        NoAnswerError: Another process runs there now, and knows nothing of it.
     """
     while True:
         time.sleep(_POLL_S)
         work: dict[str, Any] = ask(state, "GET", "/vault/work")
-        if work and not work["running"]:
+        if not work:
+            raise NoAnswerError("The pipeline was started anew before it was through. Try again.")
+        if not work["running"]:
             if work["error"]:
                 raise ConfigError(work["error"])
             return
-        yield float(work.get("done", 0.0))
+        yield float(work["done"])
 
 
 @vault_app.command()
@@ -178,7 +182,8 @@ def rewrap(
         identity = _open(settings)
         try:
             after = {"rotate_after": timedelta(0)} if now else {}
-            _show("rewrapping", identity.upkeep(keep=keep, **after), quiet=as_json)
+            with witnessed(settings, "vault.rewrap", {}):
+                _show("rewrapping", identity.upkeep(keep=keep, **after), quiet=as_json)
         finally:
             identity.close()
     else:
@@ -217,7 +222,8 @@ def backup(
     except NotRunningError:
         identity = _open(settings)
         try:
-            _show("copying", identity.backup(place), quiet=as_json)
+            with witnessed(settings, "vault.backup", {"file": place.name}):
+                _show("copying", identity.backup(place), quiet=as_json)
         finally:
             identity.close()
     else:
@@ -263,8 +269,12 @@ def restore(
     try:
         ask(settings.state_dir, "GET", "/vault/work")
     except NotRunningError:
-        pass
+        running = False
+    except ConfigError:
+        running = True  # a role without a vault of its own, but on this state
     else:
+        running = True
+    if running:
         Console(stderr=True).print("The pipeline is running. Stop it first.")
         raise typer.Exit(EXIT_CONFIG)
     from telemetry.identity.audit import AUDIT_FILE, AuditLog, actor_of  # noqa: PLC0415

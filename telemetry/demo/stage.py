@@ -26,7 +26,7 @@ from urllib.request import urlopen
 
 import msgspec
 
-from telemetry.admin import NotRunningError, ask
+from telemetry.admin import NoAnswerError, NotRunningError, ask
 from telemetry.brokers import DEAD, HELD, SEALED, clean
 from telemetry.config import Settings
 from telemetry.demo.clients import Driven, drive
@@ -144,7 +144,7 @@ class Pipeline:
         """
         try:
             books: dict[str, Any] = ask(self.state, "GET", "/books")
-        except NotRunningError:
+        except (NoAnswerError, NotRunningError):
             raise ConfigError("the pipeline of the demo has ended too early") from None
         return books
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from telemetry.admin import NotRunningError, ask
+from telemetry.admin import NoAnswerError, NotRunningError, ask
 from telemetry.identity.audit import AUDIT_FILE, AuditLog
 from telemetry.testing import HeapStandIn, SentryStandIn
 
@@ -150,7 +150,7 @@ class Running:
     def books(self) -> dict[str, Any]:
         try:
             figures: dict[str, Any] = ask(self.state, "GET", "/books")
-        except NotRunningError:
+        except (NoAnswerError, NotRunningError):
             return {}
         return figures
 

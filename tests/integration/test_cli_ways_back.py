@@ -81,7 +81,14 @@ class Ran(NamedTuple):
 
 def at(folder: Path, *arguments: str, stdin: str = "", **more: str) -> Ran:
     """Run a command in the installation's folder, in this process: a new one takes a second."""
-    from telemetry.cli import account, app, audit, complain, keys  # noqa: F401 - they register
+    from telemetry.cli import (  # noqa: F401 - they register
+        account,
+        app,
+        audit,
+        complain,
+        keys,
+        operate,
+    )
 
     named = {
         "TELEMETRY_STATE": str(folder / "state"),

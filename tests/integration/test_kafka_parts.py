@@ -8,7 +8,7 @@ import socket
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from telemetry.brokers import DEAD, SEALED, Entry
+from telemetry.brokers import buffered as buffering
 from telemetry.brokers.buffered import Buffered
 from telemetry.brokers.kafka import KafkaBroker, topics
 from telemetry.brokers.kafka.clients import connection_options, quieten
@@ -313,6 +314,39 @@ def test_what_comes_in_while_the_log_is_away_reaches_it_later_and_is_counted_onc
     assert sorted(events(log, DEAD)) == [2, 12, 22, 32, 42]
     assert buffered.pending() == {}
     buffered.close()
+
+
+def test_an_error_that_nobody_foresaw_is_shown_and_ends_nothing(
+    logs: tuple[Away, Spool], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log, own = logs
+    log.away = True
+    monkeypatch.setattr(buffering, "_RETRY_S", 0.05)
+    buffered = Buffered(log, own)  # type: ignore[arg-type]
+    buffered.append(SEALED, [make_parcel(7)], {IN: 1, SEAL: 1})
+    assert buffered.ailing == ""
+
+    def trap(*_: object, **__: object) -> None:
+        raise ValueError("planted-mareike")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(log, "append", trap)
+        until(lambda: buffered.ailing == "ValueError")
+        buffered.append(SEALED, [make_parcel(8)], {IN: 1, SEAL: 1})  # clients are still answered
+    log.away = False
+    until(lambda: not buffered.away)
+    assert buffered.ailing == ""
+    assert events(log, SEALED) == [7, 8]
+    buffered.close()
+    assert buffered.ailing == "RelayDead"
+    assert "planted" not in "".join(capfd.readouterr())
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 15
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_what_waits_survives_a_restart_of_the_gateway(

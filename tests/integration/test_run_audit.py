@@ -11,7 +11,15 @@ import pytest
 
 from telemetry.config import load_settings
 from telemetry.errors import AuditError
-from telemetry.identity.audit import AUDIT_FILE, AuditLog, Checkpoint, VerifierKey, verify
+from telemetry.identity import Turn
+from telemetry.identity.audit import (
+    AUDIT_FILE,
+    AuditLog,
+    Checkpoint,
+    VerifierKey,
+    about_key,
+    verify,
+)
 from telemetry.run import Runner
 
 
@@ -75,6 +83,44 @@ async def test_a_run_signs_each_hour_and_orders_are_witnessed_or_refused(
     assert Checkpoint.parse(notes[-1]).size == closed.size
     assert verify(closed.export(), [key], witnessed=notes).sound
     closed.close()
+
+
+async def test_what_was_done_to_keys_is_witnessed_once_it_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("telemetry.run._TEND_S", 0.05)
+    run = runner(tmp_path / "state")
+    await run.open()
+    try:
+        assert run.identity is not None
+        stop = asyncio.Event()
+        record, rounds = run.audit.record, []
+
+        def fails(*_: Any, **__: Any) -> int:
+            raise AuditError("The audit log cannot be written.")
+
+        def tend(**arguments: Any) -> list[Turn]:
+            done = ended(**arguments)
+            done += [Turn(what="scheduled", key=turn.key) for turn in done]
+            rounds.append(done)
+            return done
+
+        ended = run.identity.tend
+        monkeypatch.setattr(run.identity, "tend", tend)
+        monkeypatch.setattr(run.audit, "record", fails)
+        tending = asyncio.create_task(run._tend(stop))
+        await until(lambda: len(rounds) >= 3)
+        done = [turn for turns in rounds for turn in turns]
+        assert len(done) > 1, "the first round announces a key"
+        monkeypatch.setattr(run.audit, "record", record)
+        await until(lambda: len(run.audit.entries(action="key.")) >= len(done))
+        stop.set()
+        await tending
+        told = [(entry.action, entry.body) for entry in run.audit.entries(action="key.")]
+        words = {"created": "key.create", "scheduled": "key.schedule"}
+        assert told == [(words[turn.what], about_key(turn.key)) for turn in done]
+    finally:
+        await run.close()
 
 
 async def test_a_log_that_was_changed_or_cannot_be_handed_over_stops_the_start(

@@ -7,25 +7,31 @@ import json
 import socket
 import stat
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from typer.testing import CliRunner
 
-from telemetry.admin import Admin, NotRunningError, ask
+from telemetry.admin import Admin, NoAnswerError, NotRunningError, ask
 from telemetry.books import Books
 from telemetry.brokers import SEALED, Entry, Room, clean
+from telemetry.cli import app, letters, vault  # noqa: F401 - they register
+from telemetry.errors import AuditError, BrokerError, ConfigError
 from telemetry.identity.audit import actor_of
 from telemetry.metrics import exposition
 from telemetry.retention import Period
 from telemetry.status import Snapshot
 from telemetry.testing.brokers import make_parcel
+from telemetry.upkeep import Upkeep, Work
 
 NOW = datetime(2026, 3, 2, tzinfo=UTC)
 
@@ -199,7 +205,8 @@ async def test_the_socket_is_its_owners_and_takes_orders(runner: Runner, tmp_pat
     assert runner.forwarders["sentry"].paused
     assert await asked(tmp_path, "POST", "/resume/all") == {"resumed": ["heap", "sentry"]}
     assert not any(forwarder.paused for forwarder in runner.forwarders.values())
-    assert await asked(tmp_path, "POST", "/pause/jane") == {"detail": "no such recipient"}
+    with pytest.raises(ConfigError, match="no such recipient"):
+        await asked(tmp_path, "POST", "/pause/jane")
     assert {*runner.actors, runner.witnessed[0][0]} == {actor_of()}
     assert [entry[1:] for entry in runner.witnessed] == [
         ("stage.resume", {"stage": "pseudonymizer"}, "done"),  # part of all
@@ -209,8 +216,9 @@ async def test_the_socket_is_its_owners_and_takes_orders(runner: Runner, tmp_pat
     assert runner.released == ["pseudonymizer", "pseudonymizer"]
     assert (await asked(tmp_path, "GET", "/status"))["recipients"]["sentry"] == "braked"
     for method, target in (("GET", "/dead"), ("POST", "/dead/purge"), ("POST", "/dead/replay")):
-        assert "embedded log" in (await asked(tmp_path, method, target))["detail"]
-    with pytest.raises(NotRunningError):
+        with pytest.raises(ConfigError, match="embedded log"):
+            await asked(tmp_path, method, target)
+    with pytest.raises(ConfigError, match="Not Found"):
         await asked(tmp_path, "POST", "/destroy/heap")
 
 
@@ -236,3 +244,135 @@ async def test_a_path_longer_than_a_socket_may_have_is_no_obstacle(
         assert (await asked(deep, "GET", "/books"))["exact"] is True
     finally:
         await one.stop()
+
+
+@pytest.mark.usefixtures("admin")
+async def test_whoever_asks_gets_the_error_that_the_pipeline_had(
+    runner: Runner,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def fails(*_: object) -> None:
+        raise AuditError("The audit log cannot be written.")
+
+    async def away(_function: object) -> None:
+        raise BrokerError("The log is away.")
+
+    async def trap(_function: object) -> None:
+        raise ValueError("planted-mareike")
+
+    runner.redrive = SimpleNamespace(shelf=None)  # type: ignore[assignment]
+    monkeypatch.setattr(runner, "storage", SimpleNamespace(call=away), raising=False)
+    for target in ("/dead", "/dead?older_than_s=5"):
+        with pytest.raises(BrokerError, match="The log is away"):
+            await asked(tmp_path, "GET", target)
+    for target in (
+        "/dead?after=x",
+        "/dead?older_than_s=planted-mareike",
+        "/dead?after=" + "9" * 5000,
+    ):
+        with pytest.raises(ConfigError, match="which letters are meant"):
+            await asked(tmp_path, "GET", target)
+    with pytest.raises(ConfigError, match="no list of letters"):
+        await asked(tmp_path, "POST", "/dead/replay")
+    monkeypatch.setattr(runner, "storage", SimpleNamespace(call=trap), raising=False)
+    with pytest.raises(NoAnswerError, match="An error of ours: ValueError"):
+        await asked(tmp_path, "GET", "/dead")
+    monkeypatch.setattr(runner, "witness", fails)
+    with pytest.raises(AuditError, match="cannot be written"):
+        await asked(tmp_path, "POST", "/dead/purge")
+    assert "planted" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("answers", ["nothing", "half"])
+def test_who_is_silent_is_not_taken_for_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: str
+) -> None:
+    monkeypatch.setattr("telemetry.admin._TIMEOUT_S", 0.2)
+    with socket.socket(socket.AF_UNIX) as there:
+        there.bind(str(tmp_path / "admin.sock"))
+        there.listen()
+        if answers == "half":
+
+            def answer() -> None:
+                connection, _ = there.accept()
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\n{")
+                connection.close()
+
+            half = Thread(target=answer)
+            half.start()
+        with pytest.raises(
+            NoAnswerError, match="did not answer" if answers == "nothing" else "broke off"
+        ):
+            ask(tmp_path, "GET", "/books")
+        if answers == "half":
+            half.join(5)
+
+
+class Vault:
+    """The upkeep of a role that has a vault."""
+
+    def __init__(self) -> None:
+        self.asked: Work | None = None
+
+    async def stats(self) -> dict[str, object]:
+        return {"wrapped": {"1": 1}, "rewrapped": 0}
+
+    async def rewrap(self, **_: object) -> None:
+        self.asked = None
+
+
+@pytest.mark.usefixtures("admin")
+async def test_a_command_does_not_tell_of_work_that_was_not_done(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def told(*arguments: str) -> BaseException | None:
+        call = partial(CliRunner().invoke, app, [*arguments, "--state", str(tmp_path)])
+        done = await asyncio.wait_for(asyncio.to_thread(call), 10)
+        return done.exception
+
+    def fails(*_: object) -> None:
+        raise AuditError("The audit log cannot be written.")
+
+    upkeep = Vault()
+    monkeypatch.setattr(runner, "upkeep", None, raising=False)
+    monkeypatch.setattr(runner, "redrive", SimpleNamespace(shelf=None))
+    for arguments in (("stats",), ("rewrap",), ("backup", str(tmp_path / "copy"))):
+        assert "This role has no vault" in str(await told("vault", *arguments))
+    runner.upkeep = upkeep  # type: ignore[attr-defined]
+    assert isinstance(await told("vault", "rewrap"), NoAnswerError), (
+        "its work is unknown: a restart"
+    )
+    monkeypatch.setattr(runner, "witness", fails)
+    for left in (None, Work("rewrap", done=1.0, running=False)):
+        upkeep.asked = left
+        for order in (
+            ("vault", "rewrap", "--now", "--destroy"),
+            ("vault", "backup", str(tmp_path / "copy")),
+            ("dead", "purge", "--all"),
+        ):
+            assert isinstance(await told(*order), AuditError), order
+
+
+def steps_of(error: Exception | None) -> Iterator[float]:
+    yield 0.1
+    if error is not None:
+        raise error
+
+
+async def test_work_that_did_not_come_to_its_end_says_so() -> None:
+    identity = SimpleNamespace(backup=lambda _path: steps_of(None))
+    upkeep = Upkeep(identity)  # type: ignore[arg-type]
+    await upkeep.backup(Path("copy"))
+    assert upkeep.asked is not None
+    assert (upkeep.asked.running, upkeep.asked.error) == (False, "")
+    identity.backup = lambda _path: steps_of(ValueError("planted-mareike"))
+    await upkeep.backup(Path("copy"))
+    assert upkeep.asked.error == "An error of ours ended it: ValueError."
+    identity.backup = lambda _path: steps_of(None)
+    stop = asyncio.Event()
+    stop.set()
+    await upkeep.run(stop)
+    await upkeep.backup(Path("copy"))
+    assert "stopped before it was through" in upkeep.asked.error

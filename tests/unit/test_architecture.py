@@ -92,6 +92,10 @@ CATCH_ALL = {
     # the edge of the SDK's thread; whatever could not be scrubbed; and what instrumentation of
     # http.client adds to the errors that it documents
     "telemetry.transport": 3,
+    "telemetry.cli.__init__": 1,  # the edge of a command: a traceback ends with a text of anybody's
+    "telemetry.admin": 1,  # the edge of an order: whoever gave it is answered, and not with a text
+    "telemetry.upkeep": 1,  # whoever asked for the work must be told that it ended
+    "telemetry.brokers.buffered": 1,  # the edge of the relay's thread: nobody else would see it end
     "telemetry.run": 2,  # the edge of the loop, and whoever waits for a commit must be told
     "telemetry.demo.app": 2,  # it plays a customer's application, with its last resort
     "telemetry.batch": 1,  # fastavro raises whatever its decoder meets, quoting data
