@@ -100,6 +100,7 @@ def replace(path: Path, content: bytes, *, mode: int = 0o600) -> None:
         try:
             handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
             with os.fdopen(handle, "wb") as file:
+                os.fchmod(handle, mode)  # whatever the umask: public keys are read by others
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())

@@ -525,6 +525,7 @@ async def test_what_aiohttp_logs_by_itself_loses_its_words(
     caplog.set_level(logging.DEBUG)
     async with running():
         for name in ("aiohttp.server", "aiohttp.access", "aiohttp.web", "aiohttp.client"):
+            caplog.set_level(logging.DEBUG, logger=name)  # others may have silenced it
             error = ValueError(PLANTED)
             logging.getLogger(name).error("from %s: %r", PLANTED, PLANTED, exc_info=error)
     assert len([r for r in caplog.records if r.name.startswith("aiohttp")]) == 4
