@@ -123,6 +123,7 @@ class _Reader:
     turn: int = -1
     tended: float = 0.0
     generation: int = -1
+    partitions: int = 0
 
     def settled(self) -> bool:
         """Tell whether the group has come together with us in it."""
@@ -605,6 +606,7 @@ class KafkaBroker:
     def _pump(self, reader: _Reader, timeout_ms: int) -> bool:
         """Let the client do its work: join, heed others, fetch where nothing is waiting."""
         consumer = reader.consumer
+        self._heed_growth(reader)
         assigned = consumer.assignment()
         for partition, place in reader.places.items():
             if partition in assigned:
@@ -630,6 +632,18 @@ class KafkaBroker:
                 place.fetched = new[-1].offset + 1
         self._step_over_holes(reader)
         return bool(got)
+
+    def _heed_growth(self, reader: _Reader) -> None:
+        """Join the group anew when its topic has grown.
+
+        The client looks for new partitions only where it has dealt them itself. A static member
+        that died as the leader of its group and came back is the leader still, but has dealt
+        nothing (KIP-345): nobody would ever read the new ones.
+        """
+        found = reader.consumer.partitions_for_topic(self._topic(reader.stream))
+        if found and reader.partitions and len(found) > reader.partitions:
+            reader.consumer._coordinator.request_rejoin()  # noqa: SLF001 - it has no other way
+        reader.partitions = len(found or ()) or reader.partitions
 
     def _adopt(self, reader: _Reader) -> set[Any]:
         """Forget the partitions that were taken from us, learn where we stand in new ones.
