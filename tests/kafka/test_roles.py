@@ -255,7 +255,7 @@ def test_roles_apart_deliver_everything_and_leak_nothing(
         books = roles["p-0"].books()
         return bool(books) and not any(books["pending"].values())
 
-    until(settled, 60.0, f"everything is delivered: {roles['p-0'].books().get('pending')}")
+    until(settled, 120.0, f"everything is delivered: {roles['p-0'].books().get('pending')}")
     books = roles["p-0"].books()
     assert books["exact"]
     assert books["events_in"] == gateway.books()["events_in"]
