@@ -7,7 +7,6 @@ which show whose token would stand there and not which. Decides nothing itself.
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +31,7 @@ from telemetry.pipeline import Deliver, Drop, Hold, Park, Terms, decide
 from telemetry.policy import Policy
 from telemetry.rules import CompiledRules, Schemas
 from telemetry.schema import Field, Record
-from telemetry.sinks import Sink
+from telemetry.sinks import Sink, shaping_only
 
 __all__ = ["Explainer", "Explanation", "Row", "Verdict"]
 
@@ -198,7 +197,7 @@ class Explainer:
             schemas=self._schemas,
             register=_Live(),
             sinks={
-                name: _sink(recipient.sink)
+                name: shaping_only(recipient.sink)
                 for name, recipient in policy.recipients.items()
                 if recipient.sink
             },
@@ -420,19 +419,6 @@ _REASONS: Final = {
 _PARKED: Final = frozenset(
     ("undecodable", "not_an_object", "too_large", "scrub_failed", "contract", "event", "capsule")
 )
-
-
-def _sink(named: str) -> Sink:
-    """Make a sink that has no configuration: its ``shape`` needs none, and it cannot send."""
-    module, _, class_name = named.partition(":")
-    try:
-        sink_class: type[Sink] = getattr(importlib.import_module(module), class_name)
-    except (ImportError, AttributeError):
-        raise ConfigError(
-            f"recipients.toml names the sink {named!r}, which does not exist.",
-            remedy="Name an importable class as module:Class.",
-        ) from None
-    return sink_class.__new__(sink_class)
 
 
 class _Names:

@@ -84,7 +84,7 @@ from telemetry.policy import (
 from telemetry.redrive import Redrive
 from telemetry.retention import Period, moment_before
 from telemetry.rules import Schemas
-from telemetry.sinks import Sink
+from telemetry.sinks import Sink, shaping_only
 from telemetry.status import Snapshot
 from telemetry.upkeep import Upkeep
 
@@ -386,12 +386,13 @@ class Runner:
         if part.pseudonymizer:
             check_vault(settings)
         custody = open_custody(settings) if part.pseudonymizer else None
-        if not part.pseudonymizer:
-            pass  # others make no keys: they get the public ones
-        elif custody is None:
+        # Only who has them makes keys; others get the public ones.
+        if part.pseudonymizer and custody is None:
             initialise_development(state)
             self._say("Keys: made for development and marked insecure; production refuses them.")
-        elif initialise(state, environment=settings.environment, custody=custody):
+        elif custody is not None and initialise(
+            state, environment=settings.environment, custody=custody
+        ):
             self._say(f"Keys: made. {custody.advice}")
         # First of all that is shared: whoever does not own the log changes nothing beside it.
         self.storage = Storage(self._open_log(), state)
@@ -484,7 +485,7 @@ class Runner:
             )
         # It shapes for all recipients and reaches none: it has nobody's address or credentials.
         shaping = {
-            name: self.sinks.get(name) or _without_credentials(recipient.sink)
+            name: self.sinks.get(name) or shaping_only(recipient.sink)
             for name, recipient in policy.recipients.items()
             if recipient.sink
         }
@@ -912,19 +913,6 @@ def _taken(name: str, address: str) -> Iterator[None]:
             f"{name} {address} cannot be listened on: {os.strerror(error.errno or 0)}.",
             remedy="End what listens there, or name another address.",
         ) from None
-
-
-def _without_credentials(named: str) -> Sink:
-    """Make a sink that cannot send: its ``shape`` needs no configuration."""
-    module, _, class_name = named.partition(":")
-    try:
-        sink_class: type[Sink] = getattr(importlib.import_module(module), class_name)
-    except (ImportError, AttributeError):
-        raise ConfigError(
-            f"recipients.toml names the sink {named!r}, which does not exist.",
-            remedy="Name an importable class as module:Class.",
-        ) from None
-    return sink_class.__new__(sink_class)
 
 
 _RECIPIENT_KEYS: Final = (*(f.name for f in msgspec.structs.fields(RecipientSettings)), "api_key")

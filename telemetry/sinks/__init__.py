@@ -7,12 +7,14 @@ and bisecting are the forwarder's business (`telemetry.forward`).
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 
 from scrubbers.model import Remark, Scrubbed
+from telemetry.errors import ConfigError
 
 __all__ = [
     "Delivered",
@@ -25,6 +27,7 @@ __all__ = [
     "Shaping",
     "Sink",
     "Tags",
+    "shaping_only",
 ]
 
 
@@ -198,3 +201,23 @@ class Sink(ABC):
 
     async def close(self) -> None:  # noqa: B027 - a sink without connections has nothing to do
         """Let go of connections."""
+
+
+def shaping_only(named: str) -> Sink:
+    """Make a sink that has no configuration: its ``shape`` needs none, and it cannot send.
+
+    Args:
+        named: ``module:Class``, as ``recipients.toml`` names it.
+
+    Raises:
+        ConfigError: There is no such class.
+    """
+    module, _, class_name = named.partition(":")
+    try:
+        sink_class: type[Sink] = getattr(importlib.import_module(module), class_name)
+    except (ImportError, AttributeError):
+        raise ConfigError(
+            f"recipients.toml names the sink {named!r}, which does not exist.",
+            remedy="Name an importable class as module:Class.",
+        ) from None
+    return sink_class.__new__(sink_class)
