@@ -29,6 +29,17 @@ class _ForeignFilter(logging.Filter):
         return record.levelno >= logging.WARNING
 
 
+class _Stderr(logging.StreamHandler[Any]):
+    """Standard error; a line that cannot be written is lost without a word.
+
+    The standard library would print the exception being handled and the line's arguments instead
+    (``logging.raiseExceptions``), and those quote values.
+    """
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 — logging's own name
+        """Say nothing of a line that could not be written."""
+
+
 def place(error: BaseException) -> dict[str, str]:
     """Say what an error is and where it rose; its text and locals may quote a value."""
     trace = error.__traceback__
@@ -71,9 +82,8 @@ def configure(style: Literal["auto", "json", "console"], *, production: bool) ->
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Stderr(sys.stderr)
     handler.addFilter(_ForeignFilter())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

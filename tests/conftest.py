@@ -6,12 +6,14 @@ or one of its marks holds such a word fails. Without the variable, skips stay sk
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Generator, Iterable
 from typing import Any
 
 import pytest
+import structlog
 from hypothesis import settings
 
 # A machine that others use too makes a deadline a coin toss. In continuous integration a change is
@@ -66,3 +68,16 @@ def require(tool: str, missing: str = "") -> None:
     """
     if missing:
         pytest.skip(f"needs {tool}: {missing}")
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_found() -> Generator[None, None, None]:
+    """Take back what a command that ran in this process set up: the next test has other streams."""
+    root, ours = logging.getLogger(), logging.getLogger("telemetry")
+    handlers, levels = root.handlers[:], (root.level, ours.level)
+    yield
+    if structlog.is_configured():
+        structlog.reset_defaults()
+        root.handlers[:] = handlers
+        root.setLevel(levels[0])
+        ours.setLevel(levels[1])

@@ -6,13 +6,11 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 
 from telemetry.errors import CapsuleError, KeyringError
 from telemetry.identity import (
@@ -444,12 +442,3 @@ def test_an_event_on_hold_opens_only_as_such_and_only_for_itself(ring: Keyring, 
         HeldOpener(ring).open(sealed, event_id="e2")
     ring.promote(ring.create("hold").kid)
     assert HeldOpener(ring).open(sealed, event_id="e1") == b"a parcel"
-
-
-@pytest.fixture(autouse=True)
-def _console() -> Iterator[None]:
-    """Log lines go where this test can see them, whatever another test configured."""
-    former = structlog.get_config()
-    structlog.reset_defaults()
-    yield
-    structlog.configure(**former)
