@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Final
 
 from telemetry.errors import CapsuleError, EventError, IdentifierError, KeyringError, PolicyError
 from telemetry.identity import guarded, pseudonym
@@ -62,6 +62,7 @@ from telemetry.identity.vault import (
     CACHE_S,
     STATES,
     Held,
+    Repair,
     SuppressionState,
     Tombstoned,
     Unreadable,
@@ -83,6 +84,7 @@ __all__ = [
     "Identity",
     "Kind",
     "Profile",
+    "Repair",
     "Resolved",
     "Sealed",
     "Sealer",
@@ -348,7 +350,7 @@ class Identity:
         journal_url: str | None = None,
         cache_rows: int = CACHE_ROWS,
         alone: bool = False,
-        repair: Literal["", "restore", "journal"] = "",
+        repair: Repair = "",
     ) -> Identity:
         """Open keyset and vault under a state folder.
 
@@ -365,7 +367,7 @@ class Identity:
 
         Raises:
             KeyringError: No usable keyset, a vault of another keyset, or HPKE does not work.
-            ConfigError: The vault is another process's, or does not fit its journal.
+            ConfigError: The vault is another process's, does not fit its journal, or is gone.
             VaultError: The vault cannot be reached.
         """
         self_test()
@@ -722,7 +724,7 @@ def open_vault(
     vault_url: str | None = None,
     journal_url: str | None = None,
     cache_rows: int = CACHE_ROWS,
-    repair: Literal["", "restore", "journal"] = "",
+    repair: Repair = "",
 ) -> Vault:
     """Open the vault of a state folder. Arguments and errors as for `Identity.open` and `Vault`."""
     return Vault(

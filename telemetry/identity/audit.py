@@ -107,6 +107,7 @@ ACTIONS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
             "key.export": _KEY,
             "key.custody": (),
             "vault.backup": ("rows", "file"),
+            "vault.begin": ("rows", "tombstones"),
             "vault.restore": ("rows", "tombstones", "file"),
             "vault.rewrap": ("rows", "from_version", "version"),
             "rights.request": ("request", "right", "state", "recipient"),

@@ -60,6 +60,7 @@ __all__ = [
     "CACHE_S",
     "STATES",
     "Held",
+    "Repair",
     "SuppressionState",
     "Tombstoned",
     "Unreadable",
@@ -69,6 +70,7 @@ __all__ = [
 ]
 
 Value = TypeVar("Value")
+Repair = Literal["", "restore", "journal", "anew"]
 SuppressionState = Literal["ACTIVE", "GRANTED", "WITHDRAWN", "OBJECTED", "RESTRICTED", "ERASED"]
 
 STATES: Final[Mapping[str, int]] = MappingProxyType(
@@ -83,6 +85,8 @@ notice, "objection"), so that the batch in hand is over by then as well."""
 CACHE_ROWS: Final = 1 << 16
 """How many subjects and how many states are remembered, if nothing else is asked for."""
 
+_VANISHED: Final = "/"
+"""Stands for the name of a backup, and is none: a vault waits for its restore, or to begin anew."""
 _SECRET_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
 _NO_PINS: Final[Mapping[str, str]] = MappingProxyType({})
@@ -195,16 +199,18 @@ class Vault:
         journal: SQLAlchemy URL of the tombstone journal; by default ``tombstones.sqlite3`` beside
             a SQLite vault. All processes of one vault share one journal.
         cache_rows: How many subjects, and how many states, are remembered for less than a minute.
-        repair: ``restore`` also opens a vault whose restore was cut short; ``journal`` begins a new
-            journal in the place of one that was lost, and claims the vault first.
+        repair: ``restore`` also opens a vault that vanished or whose restore was cut short;
+            ``journal`` begins a new journal in the place of one that was lost, and claims the vault
+            first; ``anew`` begins a new vault in the place of one that vanished, and
+            claims it first.
         clock: Monotonic seconds.
         now: Aware wall clock, for the month of a row and the day of a tombstone.
 
     Raises:
         VaultError: It cannot be reached.
         KeyringError: It belongs to another keyset.
-        ConfigError: A later version made it, its journal is another or is gone, or a restore was
-            cut short.
+        ConfigError: A later version made it, its journal is another or is gone, a restore was cut
+            short, or there was a vault and it is gone.
     """
 
     def __init__(
@@ -214,7 +220,7 @@ class Vault:
         keyring: Keyring,
         journal: str | None = None,
         cache_rows: int = CACHE_ROWS,
-        repair: Literal["", "restore", "journal"] = "",
+        repair: Repair = "",
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -236,7 +242,7 @@ class Vault:
             self.engine.dispose()
             raise
         try:
-            if repair == "journal":
+            if repair in {"journal", "anew"}:
                 self.claim()
             self._enter(repair)
         except BaseException:
@@ -256,6 +262,16 @@ class Vault:
             found = belongs | {"restoring": "", "floor": "0"} | found
             if repair == "journal":
                 found["journal"] = belongs["journal"]
+            if former == 0 and self._had_one():
+                # Committed only where somebody repairs: what stays then is served by nobody.
+                found["restoring"] = _VANISHED
+            if repair == "anew":
+                if former and found["restoring"] != _VANISHED:
+                    raise ConfigError(
+                        "No new vault is begun: there is one.",
+                        remedy="Look at it with: telemetry vault stats",
+                    )
+                found["restoring"] = ""
             set_about(connection, found)
             if found["keyset"] != belongs["keyset"]:
                 # With other keys every subject would be new: split in two, and not erasable.
@@ -270,7 +286,9 @@ class Vault:
                     remedy="Name its journal in [vault] journal, or bring it back. If it is lost "
                     "and this vault was never set back: telemetry vault restore --new-journal",
                 )
-            if found["restoring"] and repair != "restore":
+            if found["restoring"] == _VANISHED and not repair:
+                raise self._vanished()
+            if found["restoring"] not in {"", _VANISHED} and repair != "restore":
                 raise ConfigError(
                     "A restore of the vault was cut short.",
                     remedy="Run it again: telemetry vault restore FILE",
@@ -278,6 +296,27 @@ class Vault:
             if former == 1 or repair == "journal":
                 self._write_out(connection)
             self._obey(connection)
+        self.journal.note_vault(self.today())
+
+    def _had_one(self) -> bool:
+        """Tell whether there was a vault of this keyset or journal, while there is none here.
+
+        A token key in use has made tokens with secrets that only a vault can have held.
+        """
+        return self.journal.had_vault() or any(
+            key.use == "token" and key.state != "PRE_ACTIVE" and key.not_before is not None
+            for key in self.keyring.entries()
+        )
+
+    def _vanished(self) -> ConfigError:
+        file = self.engine.url.database if self.engine.dialect.name == "sqlite" else None
+        return ConfigError(
+            "The vault is gone: its journal or its keyset shows that there was one.",
+            path=Path(file) if file else None,
+            remedy="Bring it back: its own file, or telemetry vault restore FILE. A new one gives "
+            "every account new tokens, keeps objections and consents of the last three weeks only, "
+            "and can erase nothing that recipients hold: telemetry vault restore --new-vault",
+        )
 
     def today(self) -> date:
         """Give the day, UTC."""
