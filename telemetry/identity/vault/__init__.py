@@ -47,7 +47,9 @@ from telemetry.identity.vault.tables import (
     SUBJECTS,
     SUPPRESSIONS,
     about,
+    add_subjects,
     chunks,
+    find_subjects,
     insert,
     migrate,
     open_engine,
@@ -91,9 +93,6 @@ _SECRET_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
 _NO_PINS: Final[Mapping[str, str]] = MappingProxyType({})
 
-_FIND_SUBJECTS: Final = sql.select(
-    SUBJECTS.c.locator, SUBJECTS.c.wrapped, SUBJECTS.c.wrap_version, SUBJECTS.c.pins
-).where(SUBJECTS.c.locator.in_(sql.bindparam("keys", expanding=True)))
 _FIND_STATES: Final = sql.select(SUPPRESSIONS.c.tag, SUPPRESSIONS.c.state).where(
     SUPPRESSIONS.c.tag.in_(sql.bindparam("keys", expanding=True))
 )
@@ -361,14 +360,8 @@ class Vault:
 
     def _find(self, locators: Sequence[bytes]) -> dict[bytes, Held | Tombstoned | Unreadable]:
         with self.transaction() as connection:
-            rows = self._rows(connection, locators)
+            rows = find_subjects(connection, locators)
             return {row.locator: self._open(connection, row) for row in rows}
-
-    def _rows(self, connection: sql.Connection, locators: Sequence[bytes]) -> list[Any]:
-        rows: list[Any] = []
-        for chunk in chunks(locators):
-            rows += connection.execute(_FIND_SUBJECTS, {"keys": chunk}).all()
-        return rows
 
     def _open(self, connection: sql.Connection, row: Any) -> Held | Tombstoned | Unreadable:
         if row.wrapped is None:
@@ -406,23 +399,12 @@ class Vault:
                     made.items(), range(0, len(nonces), _NONCE_BYTES), strict=True
                 )
             }
-            rows = [
-                {
-                    "locator": locator,
-                    "wrapped": wrapped[locator],
-                    "wrap_version": wrapping.version,
-                    "created_month": month,
-                    "pins": pins,
-                }
-                for locator in locators
-            ]
-            # A row that is there, tombstones too, stays as it is.
-            statement = insert(connection, SUBJECTS).on_conflict_do_nothing()
-            inserted = connection.execute(statement, rows)
+            version = wrapping.version
+            rows = [(locator, row, version, month, pins) for locator, row in wrapped.items()]
             held = self._pin_sets[pins]
-            if inserted.rowcount == len(rows):
+            if add_subjects(connection, rows) == len(rows):
                 return {locator: Held(secret, held) for locator, secret in made.items()}
-            stored = self._rows(connection, locators)
+            stored = find_subjects(connection, locators)
             if len(stored) != len(rows):
                 raise VaultError("The vault did not keep what it was given.")
             return {

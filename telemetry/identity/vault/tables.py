@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +31,9 @@ __all__ = [
     "SUBJECTS",
     "SUPPRESSIONS",
     "about",
+    "add_subjects",
     "chunks",
+    "find_subjects",
     "insert",
     "migrate",
     "open_engine",
@@ -83,6 +86,12 @@ ABOUT: Final = sql.Table(
     sql.Column("name", sql.String(16), primary_key=True),
     sql.Column("value", sql.String(64), nullable=False),
 )
+FIND_SUBJECTS: Final = sql.select(
+    SUBJECTS.c.locator, SUBJECTS.c.wrapped, SUBJECTS.c.wrap_version, SUBJECTS.c.pins
+).where(SUBJECTS.c.locator.in_(sql.bindparam("keys", expanding=True)))
+NEW: Final = ("locator", "wrapped", "wrap_version", "created_month", "pins")
+"""Columns of a subject that is made, in the order of `add_subjects`."""
+_LENGTHS: Final = (1, 8, 64, 256, _CHUNK)
 
 
 def open_engine(url: str, *, write_ahead: bool = True, durable: bool = True) -> sql.Engine:
@@ -167,6 +176,45 @@ def transaction(engine: sql.Engine, *, writes: bool = False) -> Iterator[sql.Con
 def insert(connection: sql.Connection, table: sql.Table) -> Any:
     """Give the INSERT of a connection's dialect: the one that knows ``on_conflict_…``."""
     return (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(table)
+
+
+@cache
+def _for_driver(kind: str, number: int) -> str:
+    """Write a hot statement once, as SQLite's driver takes it."""
+    dialect = sqlite.dialect()
+    if kind == "insert":
+        statement: Any = sqlite.insert(SUBJECTS).on_conflict_do_nothing()
+        return str(statement.compile(dialect=dialect, column_keys=list(NEW)))
+    statement = FIND_SUBJECTS.params(keys=[b""] * number)
+    return str(statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True}))
+
+
+def find_subjects(connection: sql.Connection, locators: Sequence[bytes]) -> list[Any]:
+    """Read the rows of subjects: locator, wrapped, wrap_version, pins."""
+    rows: list[Any] = []
+    for chunk in chunks(locators):
+        if connection.dialect.name == "sqlite":
+            # Few lengths, so that the driver has each of these statements ready.
+            number = next(size for size in _LENGTHS if size >= len(chunk))
+            keys = (*chunk, *chunk[-1:] * (number - len(chunk)))
+            rows += connection.exec_driver_sql(_for_driver("find", number), keys).all()
+        else:
+            rows += connection.execute(FIND_SUBJECTS, {"keys": chunk}).all()
+    return rows
+
+
+def add_subjects(connection: sql.Connection, rows: Sequence[tuple[Any, ...]]) -> int:
+    """Add rows, each with the columns `NEW`; leave what is there, tombstones too.
+
+    Returns:
+        How many were added.
+    """
+    if connection.dialect.name == "sqlite":
+        # Past the parameters of SQLAlchemy, which cost as much as the rows (tests/bench/vault.py).
+        return connection.exec_driver_sql(_for_driver("insert", 1), list(rows)).rowcount
+    statement = insert(connection, SUBJECTS).on_conflict_do_nothing()
+    named = [dict(zip(NEW, row, strict=True)) for row in rows]
+    return connection.execute(statement, named).rowcount
 
 
 def chunks(keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
