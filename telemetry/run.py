@@ -409,6 +409,7 @@ class Runner:
                 journal_url=settings.vault.journal or None,
                 cache_rows=settings.vault.cache,
                 alone=True,
+                max_age=policy.max_age,
             )
             self._open.callback(identity.close)
             self.identity, self.upkeep = identity, Upkeep(identity)

@@ -44,7 +44,8 @@ def _settings(config: Path | None, state: Path | None) -> Settings:
 
 def _open(settings: Settings, repair: Repair = "") -> Identity:
     """Open the vault where no pipeline runs on it."""
-    from telemetry.run import open_custody  # noqa: PLC0415 - help must not wait for the pipeline
+    from telemetry.policy import load_policy, policy_dir  # noqa: PLC0415 - help must not wait
+    from telemetry.run import open_custody  # noqa: PLC0415
 
     return Identity.open(
         settings.state_dir,
@@ -54,6 +55,7 @@ def _open(settings: Settings, repair: Repair = "") -> Identity:
         journal_url=settings.vault.journal or None,
         alone=True,
         repair=repair,
+        max_age=load_policy(policy_dir(settings.policy.path)).max_age,
     )
 
 

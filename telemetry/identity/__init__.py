@@ -60,6 +60,7 @@ from telemetry.identity.rotation import Turn, overdue, tend
 from telemetry.identity.vault import (
     CACHE_ROWS,
     CACHE_S,
+    MAX_AGE,
     STATES,
     Held,
     Repair,
@@ -340,7 +341,7 @@ class Identity:
         return self._keyring.insecure
 
     @classmethod
-    def open(
+    def open(  # noqa: PLR0913 - each is one setting of the operator's, or of the policy
         cls,
         state: Path,
         *,
@@ -351,6 +352,7 @@ class Identity:
         cache_rows: int = CACHE_ROWS,
         alone: bool = False,
         repair: Repair = "",
+        max_age: Period = MAX_AGE,
     ) -> Identity:
         """Open keyset and vault under a state folder.
 
@@ -364,6 +366,7 @@ class Identity:
             cache_rows: As for `Vault`.
             alone: Refuse a SQLite vault that another process serves, and keep others from it.
             repair: As for `Vault`.
+            max_age: How old a subject's secret becomes; of the policy.
 
         Raises:
             KeyringError: No usable keyset, a vault of another keyset, or HPKE does not work.
@@ -381,6 +384,7 @@ class Identity:
             journal_url=journal_url,
             cache_rows=cache_rows,
             repair=repair,
+            max_age=max_age,
         )
         if alone:
             try:
@@ -725,6 +729,7 @@ def open_vault(
     journal_url: str | None = None,
     cache_rows: int = CACHE_ROWS,
     repair: Repair = "",
+    max_age: Period = MAX_AGE,
 ) -> Vault:
     """Open the vault of a state folder. Arguments and errors as for `Identity.open` and `Vault`."""
     return Vault(
@@ -733,6 +738,7 @@ def open_vault(
         journal=journal_url or f"sqlite:///{(state / _TOMBSTONES).absolute()}",
         cache_rows=cache_rows,
         repair=repair,
+        max_age=max_age,
     )
 
 

@@ -33,7 +33,6 @@ from telemetry.errors import AuditError, IdentifierError, RefusedError
 from telemetry.identity import Domain, Identity, guarded
 from telemetry.identity import pseudonym as _pseudonym
 from telemetry.identity.audit import AuditLog, Body
-from telemetry.identity.keyring import Secret
 from telemetry.identity.pseudonym import Profile, Tokenizer, canonicalize, check
 from telemetry.identity.vault import Held, Tombstoned, Unreadable
 from telemetry.policy import WaysBackRules
@@ -141,12 +140,13 @@ class Lookup:
         source = self._sources[kind]
         canonical = canonicalize(source.profile, value)
         held = self._held(source, [canonical])[canonical]
-        if not isinstance(held, Secret):
+        if not isinstance(held, Held):
             return ("erased" if isinstance(held, Tombstoned) else "unknown"), ()
         found = tuple(
-            LiveToken(domain.name, epoch, tokenizer(canonical, held.expose()))
+            LiveToken(domain.name, epoch, tokenizer(canonical, secret.expose()))
             for domain in self._domains
-            for epoch, tokenizer in self._tokenizers(domain, source, held)
+            for secret in _secrets(held)
+            for epoch, tokenizer in self._tokenizers(domain, source, secret)
         )
         return "known", found
 
@@ -198,23 +198,24 @@ class Lookup:
                     continue
             count += len(chunk)
             for canonical, held in self._held(source, fitting).items():
-                if isinstance(held, Secret) and self._has(raw, domain, source, canonical, held):
+                if isinstance(held, Held) and self._has(raw, domain, source, canonical, held):
                     return canonical, count
             if seen is not None:
                 seen(count)
         return None, count
 
     def _has(
-        self, token: bytes, domain: Domain, source: Source, canonical: str, held: Secret
+        self, token: bytes, domain: Domain, source: Source, canonical: str, held: Held
     ) -> bool:
         return any(
-            hmac.compare_digest(tokenizer(canonical, held.expose()).encode(), token)
-            for _, tokenizer in self._tokenizers(domain, source, held)
+            hmac.compare_digest(tokenizer(canonical, secret.expose()).encode(), token)
+            for secret in _secrets(held)
+            for _, tokenizer in self._tokenizers(domain, source, secret)
         )
 
     def _held(
         self, source: Source, ids: Sequence[str]
-    ) -> dict[str, Secret | Tombstoned | Unreadable | None]:
+    ) -> dict[str, Held | Tombstoned | Unreadable | None]:
         """Fetch the secrets of those who have one."""
         key = self._keyring.secret("locator").expose()
         locators = {
@@ -227,11 +228,11 @@ class Lookup:
         return {canonical: found.get(locator) for canonical, locator in locators.items()}
 
     def _tokenizers(
-        self, domain: Domain, source: Source, held: Secret
+        self, domain: Domain, source: Source, held: Held
     ) -> list[tuple[str, Tokenizer]]:
         """Give what may have made tokens of a subject: at most eight keys, newest first."""
         # A subject uses one key for good: its pin. Who has none was here before any other key.
-        pinned = held.pins.get(domain.name, "") if isinstance(held, Held) else ""
+        pinned = held.pins.get(domain.name, "")
         known = self._made.get((domain.name, source.kind, pinned))
         if known is not None:
             return known
@@ -263,6 +264,11 @@ class Lookup:
         ]
         self._made[domain.name, source.kind, pinned] = made
         return made
+
+
+def _secrets(held: Held) -> tuple[Held, ...]:
+    """Give what a subject's tokens at recipients may have been made with, the present one first."""
+    return (held,) if held.former is None else (held, held.former)
 
 
 # --- Deciding -------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ __all__ = [
     "SUPPRESSIONS",
     "about",
     "add_subjects",
+    "change_subjects",
     "chunks",
     "find_subjects",
     "insert",
@@ -51,9 +52,9 @@ SUBJECTS: Final = sql.Table(
     "subjects",
     _METADATA,
     sql.Column("locator", sql.LargeBinary(32), primary_key=True),
-    sql.Column("wrapped", sql.LargeBinary(60)),  # NULL once erased
+    sql.Column("wrapped", sql.LargeBinary(60)),  # NULL once erased; longer for a year once rolled
     sql.Column("wrap_version", sql.Integer, nullable=False),
-    sql.Column("created_month", sql.String(7), nullable=False),
+    sql.Column("created_month", sql.String(7), nullable=False),  # of the secret, not the subject
     sql.Column("erased_on", sql.String(10)),  # a tombstone goes when every old backup is dead
     sql.Column("pins", sql.Integer, nullable=False, server_default="0"),
     sqlite_with_rowid=False,
@@ -87,10 +88,15 @@ ABOUT: Final = sql.Table(
     sql.Column("value", sql.String(64), nullable=False),
 )
 FIND_SUBJECTS: Final = sql.select(
-    SUBJECTS.c.locator, SUBJECTS.c.wrapped, SUBJECTS.c.wrap_version, SUBJECTS.c.pins
+    *(SUBJECTS.c[name] for name in ("locator", "wrapped", "wrap_version", "pins", "created_month"))
 ).where(SUBJECTS.c.locator.in_(sql.bindparam("keys", expanding=True)))
 NEW: Final = ("locator", "wrapped", "wrap_version", "created_month", "pins")
 """Columns of a subject that is made, in the order of `add_subjects`."""
+_CHANGE: Final = (
+    SUBJECTS.update()
+    .where(SUBJECTS.c.locator == sql.bindparam("place"), SUBJECTS.c.wrapped == sql.bindparam("was"))
+    .values({name: sql.bindparam(f"new_{name}") for name in NEW[1:]})
+)
 _LENGTHS: Final = (1, 8, 64, 256, _CHUNK)
 
 
@@ -190,13 +196,13 @@ def _for_driver(kind: str, number: int) -> str:
 
 
 def find_subjects(connection: sql.Connection, locators: Sequence[bytes]) -> list[Any]:
-    """Read the rows of subjects: locator, wrapped, wrap_version, pins."""
+    """Read the rows of subjects: locator, wrapped, wrap_version, pins, created_month."""
     rows: list[Any] = []
     for chunk in chunks(locators):
         if connection.dialect.name == "sqlite":
             # Few lengths, so that the driver has each of these statements ready.
             number = next(size for size in _LENGTHS if size >= len(chunk))
-            keys = (*chunk, *chunk[-1:] * (number - len(chunk)))
+            keys = (*chunk, *[chunk[-1]] * (number - len(chunk)))
             rows += connection.exec_driver_sql(_for_driver("find", number), keys).all()
         else:
             rows += connection.execute(FIND_SUBJECTS, {"keys": chunk}).all()
@@ -215,6 +221,16 @@ def add_subjects(connection: sql.Connection, rows: Sequence[tuple[Any, ...]]) ->
     statement = insert(connection, SUBJECTS).on_conflict_do_nothing()
     named = [dict(zip(NEW, row, strict=True)) for row in rows]
     return connection.execute(statement, named).rowcount
+
+
+def change_subjects(connection: sql.Connection, changes: Sequence[tuple[Any, ...]]) -> None:
+    """Write other secrets into rows: locator, what was wrapped, and the new values of `NEW`.
+
+    Only where a row still is what was read: on PostgreSQL somebody may have erased it.
+    """
+    if changes:
+        named = ("place", "was", *(f"new_{name}" for name in NEW[1:]))
+        connection.execute(_CHANGE, [dict(zip(named, one, strict=True)) for one in changes])
 
 
 def chunks(keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:

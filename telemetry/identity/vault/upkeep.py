@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from secrets import token_bytes
 from typing import Any, Final
 
 import sqlalchemy as sql
@@ -34,6 +33,7 @@ from telemetry.identity.vault.tables import (
     SUBJECTS,
     SUPPRESSIONS,
     about,
+    change_subjects,
     insert,
     migrate,
     open_engine,
@@ -132,31 +132,21 @@ def rewrap(vault: Vault, *, keep: int = 1, rows: int = _ROWS) -> Iterator[float]
 
 
 def _rewrap_rows(vault: Vault, version: int, after: bytes, rows: int) -> tuple[bytes, int]:
-    """Move one page; give its last locator and its length."""
-    columns = (SUBJECTS.c.locator, SUBJECTS.c.wrapped, SUBJECTS.c.wrap_version)
-    page = sql.select(*columns).where(SUBJECTS.c.locator > after)
+    """Move one page, with another secret where it is due; give its last locator and its length.
+
+    Who is in use notices it within a minute, as an erasure by another process.
+    """
+    names = ("locator", "wrapped", "wrap_version", "pins", "created_month")
+    page = sql.select(*(SUBJECTS.c[name] for name in names)).where(SUBJECTS.c.locator > after)
+    pins = vault.pins_for_new()
     with vault.transaction(writes=True) as connection:
         found = connection.execute(page.order_by(SUBJECTS.c.locator).limit(rows)).all()
-        moved: list[dict[str, Any]] = []
-        wrapping = vault.wrapping(version)
-        for row in found:
-            if row.wrapped is None or row.wrap_version >= version:
-                continue
-            raw = vault.unwrapped(row)
-            # What cannot be opened is lost already and stays so; the old key must not live for it.
-            fresh = wrapping.wrap(raw, row.locator, token_bytes(12)) if raw else row.wrapped
-            moved.append({"place": row.locator, "former": row.wrapped, "fresh": fresh})
-        if moved:
-            # Only where it still is what was read: on PostgreSQL somebody may have erased it.
-            statement = (
-                SUBJECTS.update()
-                .where(
-                    SUBJECTS.c.locator == sql.bindparam("place"),
-                    SUBJECTS.c.wrapped == sql.bindparam("former"),
-                )
-                .values(wrapped=sql.bindparam("fresh"), wrap_version=version)
-            )
-            connection.execute(statement, moved)
+        moved = [
+            vault.renewed(connection, row, version, pins)
+            for row in found
+            if row.wrapped is not None and row.wrap_version < version
+        ]
+        change_subjects(connection, moved)
     return (found[-1].locator if found else after), len(found)
 
 
