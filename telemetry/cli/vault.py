@@ -19,7 +19,7 @@ from rich.table import Table
 
 from telemetry.admin import NoAnswerError, NotRunningError, ask
 from telemetry.cli import EXIT_CONFIG, Config, Json, State, app
-from telemetry.cli.audit import witnessed
+from telemetry.cli.audit import witness, witnessed
 from telemetry.config import Settings, check_vault, load_settings
 from telemetry.errors import ConfigError
 from telemetry.identity import Identity, Repair
@@ -181,11 +181,17 @@ def rewrap(
     except NotRunningError:
         from datetime import timedelta  # noqa: PLC0415
 
+        from telemetry.identity.audit import KEY_ACTIONS, about_key  # noqa: PLC0415
+
         identity = _open(settings)
         try:
             after = {"rotate_after": timedelta(0)} if now else {}
             with witnessed(settings, "vault.rewrap", {}):
-                _show("rewrapping", identity.upkeep(keep=keep, **after), quiet=as_json)
+                try:
+                    _show("rewrapping", identity.upkeep(keep=keep, **after), quiet=as_json)
+                finally:
+                    for turn in identity.turns():
+                        witness(settings, KEY_ACTIONS[turn.what], about_key(turn.key))
         finally:
             identity.close()
     else:

@@ -23,8 +23,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -330,6 +330,7 @@ class Identity:
     ) -> None:
         self._keyring, self._vault, self._opener = keyring, vault, Opener(keyring)
         self._clock, self._now = clock, now
+        self._turns: deque[Turn] = deque()
         self._forget()
 
     def __repr__(self) -> str:
@@ -627,9 +628,23 @@ class Identity:
 
         Arguments and errors as `telemetry.identity.rotation.tend`.
         """
-        turns = tend(self._keyring, now=self._now(), keeps=keeps, holding=holding)
+        for turn in tend(self._keyring, now=self._now(), keeps=keeps, holding=holding):
+            self._turns.append(turn)
         self._keyring.report()
-        return turns
+        return self.turns()
+
+    def turns(self) -> list[Turn]:
+        """Give what was done to keys since this was asked last: for the audit log, once."""
+        self._turns.extend(Turn(what="created", key=key) for key in self._keyring.made())
+        return [self._turns.popleft() for _ in range(len(self._turns))]
+
+    def unheard(self, heard: Container[str]) -> list[Turn]:
+        """Give the living keys whose names are not among those that a log has heard of."""
+        return [
+            Turn(what="created", key=key)
+            for key in self._keyring.entries()
+            if key.state != "DESTROYED" and key.kid not in heard
+        ]
 
     def keys(self) -> tuple[Counter[tuple[str, str]], int]:
         """Count the keys by use and state, and those that should be destroyed by now."""
@@ -694,8 +709,9 @@ class Identity:
             VaultError: It cannot be written; call again later.
             KeyringError: The keyset cannot be written; call again later.
         """
-        _upkeep.rotate(self._vault, now=self._now(), after=rotate_after)
-        yield from _upkeep.rewrap(self._vault, keep=keep)
+        told = self._turns.append
+        _upkeep.rotate(self._vault, now=self._now(), after=rotate_after, told=told)
+        yield from _upkeep.rewrap(self._vault, keep=keep, told=told)
         _upkeep.forget(self._vault)
 
     def stats(self) -> Stats:

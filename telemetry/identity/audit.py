@@ -55,6 +55,7 @@ from telemetry.identity.merkle import (
 __all__ = [
     "ACTIONS",
     "AUDIT_FILE",
+    "KEY_ACTIONS",
     "AuditLog",
     "Body",
     "Checkpoint",
@@ -956,6 +957,17 @@ class _Key(Protocol):
     def epoch(self) -> str: ...
     @property
     def version(self) -> int: ...
+
+
+KEY_ACTIONS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "created": "key.create",
+        "promoted": "key.promote",
+        "scheduled": "key.schedule",
+        "destroyed": "key.destroy",
+    }
+)
+"""The action by what was done to a key."""
 
 
 def about_key(key: _Key) -> Body:

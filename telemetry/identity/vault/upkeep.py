@@ -15,7 +15,7 @@ Source:
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -25,6 +25,7 @@ import sqlalchemy as sql
 
 from telemetry.errors import ConfigError, VaultError
 from telemetry.identity.keyring import Key
+from telemetry.identity.rotation import Turn
 from telemetry.identity.vault import Vault
 from telemetry.identity.vault.tables import (
     ABOUT,
@@ -68,13 +69,24 @@ _SPACE: Final = 1 << 64
 # --- Wrap keys ------------------------------------------------------------------------------------
 
 
-def rotate(vault: Vault, *, now: datetime, after: timedelta = ROTATE_AFTER) -> Key | None:
+def _unheard(_turn: Turn) -> None:
+    """Stand in for who wants to know what is done to keys."""
+
+
+def rotate(
+    vault: Vault,
+    *,
+    now: datetime,
+    after: timedelta = ROTATE_AFTER,
+    told: Callable[[Turn], None] = _unheard,
+) -> Key | None:
     """Make a new wrap key and use it, if the present one is old enough.
 
     Args:
         vault: Its rows follow with `rewrap`.
         now: Aware time.
         after: Age at which a key is replaced; zero replaces it now.
+        told: Called with each thing that was done to a key.
 
     Returns:
         The new key; None if the present one stays, or stays until all running processes have loaded
@@ -96,16 +108,25 @@ def rotate(vault: Vault, *, now: datetime, after: timedelta = ROTATE_AFTER) -> K
             if key.state == "PRE_ACTIVE" and key.version > primary.version
         ]
         fresh = waiting[-1] if waiting else ring.create("wrap")
-        return None if ring.lacking(fresh.kid) else ring.promote(fresh.kid)
+        if not waiting:
+            told(Turn(what="created", key=fresh))
+        if ring.lacking(fresh.kid):
+            return None
+        promoted = ring.promote(fresh.kid)
+        told(Turn(what="promoted", key=promoted))
+        return promoted
 
 
-def rewrap(vault: Vault, *, keep: int = 1, rows: int = _ROWS) -> Iterator[float]:
+def rewrap(
+    vault: Vault, *, keep: int = 1, rows: int = _ROWS, told: Callable[[Turn], None] = _unheard
+) -> Iterator[float]:
     """Move all live rows under the primary wrap key, then destroy the keys that nobody needs.
 
     Args:
         vault: Goes on serving meanwhile.
         keep: How many keys before the primary stay, for backups: 1, or 0 after a compromise.
         rows: How many are looked at in one transaction.
+        told: Called with each key that was destroyed.
 
     Yields:
         After each transaction, how much of the table is done, from 0 to 1. Whoever serves gets its
@@ -127,7 +148,7 @@ def rewrap(vault: Vault, *, keep: int = 1, rows: int = _ROWS) -> Iterator[float]
         with vault.transaction(writes=True) as connection:
             set_about(connection, {"rewrapped": str(version)})
         vault.drain()
-    yield from _destroy_spent(vault, keep)
+    yield from _destroy_spent(vault, keep, told)
     yield 1.0
 
 
@@ -150,7 +171,7 @@ def _rewrap_rows(vault: Vault, version: int, after: bytes, rows: int) -> tuple[b
     return (found[-1].locator if found else after), len(found)
 
 
-def _destroy_spent(vault: Vault, keep: int) -> Iterator[float]:
+def _destroy_spent(vault: Vault, keep: int, told: Callable[[Turn], None]) -> Iterator[float]:
     """Destroy the wrap keys that are old enough and wrap nothing."""
     with vault.transaction() as connection:
         said = about(connection, "floor", "rewrapped")
@@ -174,6 +195,7 @@ def _destroy_spent(vault: Vault, keep: int) -> Iterator[float]:
         yield int.from_bytes(after[:8], "big") / _SPACE
     for key in old:
         vault.keyring.destroy(key.kid)
+        told(Turn(what="destroyed", key=key))
 
 
 def _wrap_keys(vault: Vault) -> list[Key]:
