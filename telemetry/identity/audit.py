@@ -113,7 +113,9 @@ ACTIONS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
             "vault.rewrap": ("rows", "from_version", "version"),
             "rights.request": ("request", "right", "state", "recipient"),
             "rights.step": ("request", "right", "state", "recipient"),
-            "erasure": ("request", "state", "recipient"),
+            "erasure": (
+                *("request", "state", "recipient", "kind", "count", "reason", "ticket", "subject"),
+            ),
             "retention.sweep": ("store", *_COUNTED),
             "dead.open": _COUNTED,
             "dead.purge": _COUNTED,
@@ -132,7 +134,7 @@ ACTIONS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
 )
 """Everything that can be logged, and what may be said about it. No member is an identifier."""
 
-_SEALED: Final = frozenset({"token", "tokens"})
+_SEALED: Final = frozenset({"token", "tokens", "subject"})
 """Members that an entry commits to and nobody can read in it, the log's owner included."""
 
 _VALUE = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{0,400}")
