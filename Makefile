@@ -23,7 +23,7 @@ help:
 	  'make check   lint, types, snippets in the papers, generated files' \
 	  'make bench   speed as ratios taken in one run (build/bench.json); SHORT=1: a quick gate' \
 	  'make score   recall and over-scrubbing of the detectors on our own corpus, against its bars' \
-	  'make proof   5,000 changes to the tables, each of which some check must notice; hostile inputs; long outages' \
+	  'make proof   5,000 changes to the tables, each of which some check must notice; hostile inputs; a long outage; a join' \
 	  'make fuzz    inputs made to break promises; SECONDS=600 for each target, TARGETS="text url"' \
 	  'make soak    kill -9 and every other fault at random; MINUTES=30 SEED=n; SHORT=1: 200 kills' \
 	  'make setup   prepare .venv only' \
@@ -64,6 +64,7 @@ test: $(READY)
 proof: $(READY)
 	@$(BIN)/python -m pytest -q -n $(WORKERS) tests/mutation tests/integration/test_hostile.py
 	@$(BIN)/python -m pytest -q -n $(WORKERS) -m endurance tests
+	@TELEMETRY_JOIN_ACCOUNTS=100000 $(BIN)/python -m pytest -q tests/integration/test_separation.py
 
 check: lint types docs generate
 

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from functools import partial
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import msgspec
 import structlog
@@ -38,6 +38,7 @@ from telemetry.metrics import exposition
 from telemetry.status import ages, as_json, times_to_loss
 
 if TYPE_CHECKING:
+    from telemetry.policy import Pseudonym
     from telemetry.run import Runner
 
 __all__ = ["ELSEWHERE", "Admin", "NoAnswerError", "NotRunningError", "ask"]
@@ -60,6 +61,23 @@ class NoAnswerError(TransportError):
 
     Nobody takes it for one that is not running: the state directory is still that process's.
     """
+
+
+class ToErase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Whom to erase. Shows nobody who that is.
+
+    Attributes:
+        request: Number of the request in the audit log.
+        kind: ``account`` or ``organization``.
+        ids: As the application writes them.
+    """
+
+    request: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}$")]
+    kind: Literal["account", "organization"]
+    ids: Annotated[list[str], msgspec.Meta(min_length=1, max_length=100)]
+
+    def __repr__(self) -> str:
+        return f"ToErase({len(self.ids)} of {self.kind})"
 
 
 class Admin:
@@ -94,6 +112,7 @@ class Admin:
                 web.get("/vault", self._vault),
                 web.get("/vault/work", self._vault_work),
                 web.post("/vault/{work:rewrap|backup}", self._vault_begin),
+                web.post("/account/erase", self._erase),
             ]
         )
         for app in (public, private):
@@ -262,6 +281,33 @@ class Admin:
             keep = 0 if asked.get("keep") == "0" else 1
             self._begin(upkeep.rewrap(now=asked.get("now") == "1", keep=keep))
         return web.json_response({"begun": work})
+
+    async def _erase(self, request: web.Request) -> web.Response:
+        """Erase subjects in this process, which forgets them at once."""
+        runner = self._runner
+        if runner.identity is None:
+            return _no_vault()
+        try:
+            asked = msgspec.json.decode(await request.read(), type=ToErase)
+        except msgspec.MsgspecError:
+            return web.json_response({"detail": "This names nobody to erase."}, status=400)
+        source = runner.policy.pseudonyms.get(asked.kind)
+        if source is None:
+            return web.json_response({"detail": "There is no such kind."}, status=400)
+        what: dict[str, str | int] = {"request": asked.request, "kind": asked.kind}
+        await self._witness(_peer(request), "erasure", what | {"count": len(asked.ids)}, "begun")
+        await asyncio.to_thread(self._erase_each, source, asked)
+        return web.json_response({"erased": len(asked.ids)})
+
+    def _erase_each(self, source: Pseudonym, asked: ToErase) -> None:
+        from telemetry.identity import Identifier, canonicalize  # noqa: PLC0415 - as in `_peer`
+
+        identity, purposes = self._runner.identity, list(self._runner.policy.purposes)
+        ids = [canonicalize(source.profile, value) for value in asked.ids]
+        for canonical in ids:
+            if identity is not None:
+                subject = Identifier(asked.kind, source.namespace, canonical)
+                identity.erase(subject, purposes=purposes)
 
     def _begin(self, work: Coroutine[Any, Any, object]) -> None:
         task = asyncio.create_task(work)

@@ -69,7 +69,7 @@ from telemetry.identity import (
     load_dead_letter_sealer,
     load_spool_key,
 )
-from telemetry.identity.audit import AUDIT_FILE, AuditLog, Body, Signer, about_key
+from telemetry.identity.audit import AUDIT_FILE, KEY_ACTIONS, AuditLog, Body, Signer, about_key
 from telemetry.intake import Intake, Taken
 from telemetry.parcel import Parcel
 from telemetry.pipeline import Pseudonymizer, Terms
@@ -107,12 +107,6 @@ _STUCK_S: Final = 90.0
 _EXIT_LOG_LOST: Final = 71
 _DRAIN_S: Final = 8.0
 _TEND_S: Final = 15.0
-_KEY_ACTIONS: Final = {
-    "created": "key.create",
-    "promoted": "key.promote",
-    "scheduled": "key.schedule",
-    "destroyed": "key.destroy",
-}
 SPOOL_FILE: Final = "spool.sqlite3"
 _LOOK_S: Final = 1.0
 _SHORT_FROM: Final = 7 / 8
@@ -323,6 +317,14 @@ class Part:
         return "forward"
 
 
+@dataclass(slots=True)
+class _Swept:
+    """What retention deleted in one store since it was recorded last: how many, and their ends."""
+
+    count: int = 0
+    moments: tuple[datetime, ...] = ()
+
+
 class Runner:
     """All roles of the pipeline in one process, or a part of them.
 
@@ -353,6 +355,7 @@ class Runner:
         self.audit_every_s = 3600.0
         self._told: tuple[datetime, dict[str, dict[str, int]]] | None = None
         self._unwitnessed: list[Turn] = []
+        self._swept: dict[str, _Swept] = {}
 
     async def open(self) -> None:
         """Check everything, open everything, start to listen.
@@ -409,9 +412,14 @@ class Runner:
                 journal_url=settings.vault.journal or None,
                 cache_rows=settings.vault.cache,
                 alone=True,
+                max_age=policy.max_age,
             )
             self._open.callback(identity.close)
             self.identity, self.upkeep = identity, Upkeep(identity)
+            # The first start makes its keys before there is a log; and a start may be cut short.
+            entries = self.audit.entries(action="key.")
+            self._unwitnessed += identity.unheard({str((e.body or {}).get("kid")) for e in entries})
+            self._witness_turns()
             self.audit.checkpoint()
         self._open.callback(self._depart)
         self.sinks = {name: await self._sink(name) for name in forwards}
@@ -720,16 +728,30 @@ class Runner:
         if not isinstance(shelf, Shelf):
             return 0  # on Kafka the topic's own retention deletes
         swept = 0
-        ends: Mapping[str, Callable[[Parcel], bool]] = {
-            DEAD: lambda letter: now >= ends_at(letter, self.policy.dead_letters),
-            HELD: lambda parcel: now >= parcel.retain_until,
+        ends: Mapping[str, Callable[[Parcel], datetime]] = {
+            DEAD: lambda letter: ends_at(letter, self.policy.dead_letters),
+            HELD: lambda parcel: parcel.retain_until,
         }
-        for stream, ended in ends.items():
-            after = 0
+        for stream, ends_of in ends.items():
+            after, moments = 0, list[datetime]()
+
+            def ended(
+                parcel: Parcel,
+                ends_of: Callable[[Parcel], datetime] = ends_of,
+                moments: list[datetime] = moments,
+            ) -> bool:
+                moment = ends_of(parcel)
+                if now >= moment:
+                    moments.append(moment)
+                return now >= moment
+
             while not self._stop.is_set():
+                moments.clear()
                 count, after = await self.storage.call(
                     partial(sweep, shelf, stream, ended, after=after)
                 )
+                if count:
+                    self._note_swept(stream, count, moments)
                 swept += count
                 if not after:
                     break
@@ -738,6 +760,8 @@ class Runner:
                 shelf.forget_lost, moment_before(now, self.policy.dead_letters)
             )
             swept += gone
+            if gone:
+                self._note_swept("lost", gone)
         if swept:
             _log.info("swept", parcels=swept)
         return swept
@@ -818,11 +842,34 @@ class Runner:
         try:
             while self._unwitnessed:
                 turn = self._unwitnessed[0]
-                self.witness("role:run", _KEY_ACTIONS[turn.what], about_key(turn.key))
+                self.witness("role:run", KEY_ACTIONS[turn.what], about_key(turn.key))
                 del self._unwitnessed[0]
         except AuditError as error:
             waiting = len(self._unwitnessed)
             _log.error("audit_failed", error=type(error).__name__, waiting=waiting)
+
+    def _witness_swept(self) -> None:
+        """Record what retention deleted since this was recorded last; it is deleted in any case.
+
+        Raises:
+            AuditError: It cannot be written; the next hour tells it.
+        """
+        while self._swept:
+            store, swept = self._swept.popitem()
+            what: dict[str, str | int] = {"store": store, "count": swept.count}
+            if swept.moments:
+                what["oldest"] = min(swept.moments).isoformat(timespec="seconds")
+                what["latest"] = max(swept.moments).isoformat(timespec="seconds")
+            try:
+                self.witness("role:run", "retention.sweep", what)
+            except AuditError:
+                self._note_swept(store, swept.count, swept.moments)
+                raise
+
+    def _note_swept(self, store: str, count: int, moments: Sequence[datetime] = ()) -> None:
+        swept = self._swept.setdefault(store, _Swept())
+        swept.count += count
+        swept.moments += (min(moments), max(moments)) if moments else ()
 
     async def _audit_hourly(self, stop: asyncio.Event) -> None:
         """Each hour: what went to whom, what is past its period, and a signed checkpoint."""
@@ -840,14 +887,18 @@ class Runner:
                 fresh |= {"recipient": name, "since": since.isoformat(timespec="seconds")}
                 await asyncio.to_thread(self.witness, "role:run", "egress.total", fresh)
             since, before = self._told = now, sent
+            await asyncio.to_thread(self._witness_swept)
             keep_years = self.policy.ways_back.audit.keep_years
             await asyncio.to_thread(self.audit.prune, keep_years=keep_years)
             await asyncio.to_thread(self._checkpoint)
 
     def _depart(self) -> None:
         """Record the stop; a log that fails now must not keep anything from being closed."""
+        if self.identity is not None:
+            self._unwitnessed += self.identity.turns()
         self._witness_turns()
         try:
+            self._witness_swept()
             self.witness("role:run", "run.stop", {"role": self.part.name})
             self._checkpoint()
         except AuditError as error:

@@ -17,7 +17,7 @@ from telemetry.brokers import DEAD, SEALED, Entry
 from telemetry.config import Settings
 from telemetry.dead_letter import noted
 from telemetry.identity import load_dead_letter_sealer
-from telemetry.identity.audit import actor_of
+from telemetry.identity.audit import AUDIT_FILE, AuditLog, actor_of
 from telemetry.run import open_broker
 from telemetry.testing import HeapStandIn, SentryStandIn
 from telemetry.testing.brokers import make_parcel
@@ -166,6 +166,13 @@ def test_what_could_not_be_read_goes_again_with_its_id_once_it_can(
         again = run(ours, "dead", "replay", "--event", f"{0:032x}", "--key", key)
         assert again == {}
         assert (actor_of(), {"count": 4}) in ours.witnessed("dead.replay")
+        assert ours.stop() == 0
+    log = AuditLog(ours.state / AUDIT_FILE)
+    (told,) = log.entries(action="retention.sweep")
+    log.close()
+    assert told.body is not None
+    assert (told.actor, told.body["store"], told.body["count"]) == ("role:run", "dead", 1)
+    assert str(told.body["oldest"]) == str(told.body["latest"]) < now.isoformat()
 
 
 def test_one_page_answers_the_four_questions(
