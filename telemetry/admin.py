@@ -1,19 +1,23 @@
 """The admin side: health and metrics on a TCP port, orders on a Unix socket of the owner's.
 
-The port tells nothing but states and counts. Orders (pause, resume) go only through
-``STATE/admin.sock``, which the file system guards (0600). Neither ever shows an event.
+The port tells nothing but states and counts. Orders (pause, resume) go only through a socket in
+the state folder, which the file system guards (0600): ``admin.sock`` of a whole pipeline, one of
+its own for each role that shares the folder (`socket_name`). Neither ever shows an event.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
+import re
 import socket
 import struct
 from collections.abc import Coroutine, Mapping
 from datetime import UTC, datetime
 from functools import partial
+from hashlib import sha256
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -40,7 +44,16 @@ from telemetry.status import ages, as_json, times_to_loss
 if TYPE_CHECKING:
     from telemetry.run import Runner
 
-__all__ = ["ELSEWHERE", "Admin", "NoAnswerError", "NotRunningError", "ask"]
+__all__ = [
+    "ELSEWHERE",
+    "Admin",
+    "NoAnswerError",
+    "NotHereError",
+    "NotRunningError",
+    "ask",
+    "ask_each",
+    "socket_name",
+]
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.admin")
 
@@ -53,6 +66,10 @@ _REPLAY_BYTES: Final = 64 * 1024 * 1024
 
 class NotRunningError(TelemetryError):
     """No pipeline is running on this state directory."""
+
+
+class NotHereError(ConfigError):
+    """What runs here has nothing of what was asked for: another role may."""
 
 
 class NoAnswerError(TransportError):
@@ -72,7 +89,12 @@ class Admin:
         self._tasks: set[asyncio.Task[object]] = set()
 
     async def start(self, host: str, port: int, path: Path) -> tuple[str, int]:
-        """Listen on the port and the socket; give the address really taken."""
+        """Listen on the port and the socket; give the address really taken.
+
+        Raises:
+            ConfigError: Another process has this socket. It keeps it.
+            OSError: The port cannot be listened on.
+        """
         public = web.Application()
         public.add_routes(
             [
@@ -102,16 +124,9 @@ class Admin:
             self._sites.append(runner)
         site = web.TCPSite(self._sites[0], host, port)
         await site.start()
-        # A socket left by a process that was killed: the log's lock tells that nobody owns it.
-        path.unlink(missing_ok=True)  # noqa: ASYNC240 - at start, nobody waits
+        listening = _listen(path)
         self._socket = path
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            # A path longer than 107 bytes cannot be bound, so it is bound through its folder.
-            await web.UnixSite(self._sites[1], f"/proc/self/fd/{folder}/{path.name}").start()
-        finally:
-            os.close(folder)
-        path.chmod(0o600)  # noqa: ASYNC240
+        await web.SockSite(self._sites[1], listening).start()
         address: tuple[str, int] = site._server.sockets[0].getsockname()[:2]  # type: ignore[union-attr]  # noqa: SLF001
         return address
 
@@ -326,6 +341,64 @@ def _peer(request: web.Request) -> str:
     return actor_of(uid, pid)
 
 
+def socket_name(role: str = "", recipient: str = "", member: str = "") -> str:
+    """Name the socket of a process: roles that share a state folder must not share it.
+
+    >>> socket_name(), socket_name("forward", "heap", "heap-0")
+    ('admin.sock', 'admin.forward.heap.heap-0.sock')
+    """
+    if not re.fullmatch(r"[A-Za-z0-9._-]{0,40}", member):
+        # It may be no name of a file, or longer than a socket's address.
+        member = sha256(member.encode()).hexdigest()[:12]
+    return ".".join(part for part in ("admin", role, recipient, member, "sock") if part)
+
+
+def _listen(path: Path) -> socket.socket:
+    """Listen on a socket of the file system; take the place of one that nobody answers on.
+
+    Raises:
+        ConfigError: Somebody answers on it.
+    """
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        # Of two that start at once, each looks and takes while the other waits.
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        # A path longer than 107 bytes cannot be bound, so it is bound through its folder.
+        address = f"/proc/self/fd/{folder}/{path.name}"
+        if _answers(address):
+            raise ConfigError(
+                "is the socket of a process that runs: two of one role and one name.",
+                path=path,
+                remedy="Give each its own name (--member, broker.member) or its own state folder.",
+            )
+        path.unlink(missing_ok=True)
+        listening = socket.socket(socket.AF_UNIX)
+        try:
+            listening.bind(address)
+            path.chmod(0o600)
+            listening.listen(128)
+        except OSError:
+            listening.close()
+            raise
+        listening.settimeout(0.0)
+    finally:
+        os.close(folder)
+    return listening
+
+
+def _answers(address: str) -> bool:
+    """Tell whether a process listens on a socket; one that is stopped or busy does, too."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(0.0)
+        try:
+            probe.connect(address)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except OSError:  # its queue is full, or it is not ours to ask
+            return True
+    return True
+
+
 def _by_kind(unknown: Any) -> dict[str, float]:
     kinds: dict[str, float] = {}
     for kind, _path in list(unknown):
@@ -334,7 +407,7 @@ def _by_kind(unknown: Any) -> dict[str, float]:
 
 
 _TIMEOUT_S: Final = 10.0
-_REFUSED, _FAILED, _UNAVAILABLE = 400, 500, 503
+_REFUSED, _ABSENT, _FAILED, _UNAVAILABLE = 400, 404, 500, 503
 _KINDS: Final = {"BrokerError": BrokerError, "SpoolFull": BrokerError, "VaultError": VaultError}
 
 
@@ -356,8 +429,21 @@ class _UnixConnection(HTTPConnection):
             os.close(folder)
 
 
+_RANKS: Final = ("admin.sock", "admin.pseudonymize", "admin.forward", "admin.gateway")
+
+
+def _sockets(state: Path) -> list[Path]:
+    """Find the sockets of a state directory, first of those who know most."""
+
+    def rank(path: Path) -> tuple[int, str]:
+        known = (n for n, name in enumerate(_RANKS) if path.name.startswith(name))
+        return next(known, len(_RANKS)), path.name
+
+    return sorted(state.glob("admin*.sock"), key=rank)
+
+
 def ask(state: Path, method: str, target: str, body: bytes | None = None) -> Any:
-    """Ask the process that owns a state directory.
+    """Ask what runs on a state directory; of several roles the first that has what is asked for.
 
     Args:
         state: The directory.
@@ -366,18 +452,66 @@ def ask(state: Path, method: str, target: str, body: bytes | None = None) -> Any
         body: JSON, where the order takes one.
 
     Raises:
-        NotRunningError: There is none.
+        NotRunningError: Nothing does.
         NoAnswerError: It did not answer within ten seconds, or not as expected.
-        ConfigError: It refuses: what was asked for is not there or not allowed.
+        NotHereError: None of them has it.
+        ConfigError: It refuses.
         AuditError, BrokerError, VaultError: It could not do it.
     """
-    connection = _UnixConnection(state / "admin.sock")
+    refused: NotHereError | None = None
+    for path in _sockets(state):
+        try:
+            return _ask(path, method, target, body)
+        except NotRunningError:
+            continue
+        except NotHereError as error:
+            refused = refused or error
+    raise refused or _nothing(state)
+
+
+def ask_each(state: Path, method: str, target: str) -> dict[str, Any]:
+    """Ask everything that runs on a state directory; give the answers of those who have it.
+
+    Returns:
+        Answers by name of the process (``gateway``, ``forward.heap``; empty for a whole pipeline),
+        those who know most first.
+
+    Raises:
+        NotRunningError, NotHereError, NoAnswerError, ConfigError, AuditError, BrokerError: As
+            `ask`. Of several errors the first; the others were asked all the same.
+    """
+    answers: dict[str, Any] = {}
+    refused: NotHereError | None = None
+    failed: TelemetryError | None = None
+    for path in _sockets(state):
+        try:
+            name = path.name.removeprefix("admin").removesuffix("sock").strip(".")
+            answers[name] = _ask(path, method, target)
+        except NotRunningError:
+            continue
+        except NotHereError as error:
+            refused = refused or error
+        except TelemetryError as error:
+            failed = failed or error
+    if failed is not None:
+        raise failed
+    if not answers:
+        raise refused or _nothing(state)
+    return answers
+
+
+def _nothing(state: Path) -> NotRunningError:
+    return NotRunningError(f"Nothing is running on {state}. Start it: telemetry run")
+
+
+def _ask(path: Path, method: str, target: str, body: bytes | None = None) -> Any:
+    state, connection = path.parent, _UnixConnection(path)
     try:
         connection.request(method, target, body)
         response = connection.getresponse()
         status, answer = response.status, json.loads(response.read())
     except (FileNotFoundError, ConnectionRefusedError):
-        raise NotRunningError(f"Nothing is running on {state}. Start it: telemetry run") from None
+        raise _nothing(state) from None
     except TimeoutError:
         raise NoAnswerError(
             f"What runs on {state} did not answer within {_TIMEOUT_S:.0f} s. It may still have "
@@ -395,7 +529,8 @@ def ask(state: Path, method: str, target: str, body: bytes | None = None) -> Any
         return answer
     told = answer if isinstance(answer, dict) else {}
     if status < _FAILED:
-        raise ConfigError(str(told.get("detail", "It refuses.")))
+        refusal = NotHereError if status == _ABSENT else ConfigError
+        raise refusal(str(told.get("detail", "It refuses.")))
     if status == _UNAVAILABLE:
         raise _KINDS.get(str(told.get("kind")), AuditError)(str(told.get("error", "")))
     raise NoAnswerError(f"{told.get('error', 'It failed.')} See the log of what runs on {state}.")

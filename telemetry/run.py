@@ -42,7 +42,7 @@ import structlog
 from scrubbers.model import RuleError
 from scrubbers.user_agent import reduce_user_agent
 from telemetry import logs
-from telemetry.admin import Admin
+from telemetry.admin import Admin, socket_name
 from telemetry.books import Books
 from telemetry.brokers import DEAD, HELD, SEALED, Broker, Entry, Room, Shelf
 from telemetry.brokers.buffered import Buffered
@@ -543,13 +543,19 @@ class Runner:
         self._open.push_async_callback(self.admin.stop)
         with _taken("admin_bind", settings.admin_bind):
             self.admin_address = await self.admin.start(
-                admin_bind.host, admin_bind.port, settings.state_dir / "admin.sock"
+                admin_bind.host, admin_bind.port, settings.state_dir / self._socket_name()
             )
         if gateway is not None:
             self.gateway = gateway
             bind = Bind.parse(settings.bind)
             with _taken("bind", settings.bind):
                 self.address = await gateway.start(bind.host, bind.port)
+
+    def _socket_name(self) -> str:
+        if self.part.whole:
+            return socket_name()
+        recipients = "-".join(self.part.forwards or ())
+        return socket_name(self.part.name, recipients, self.settings.broker.member)
 
     def _gateway(self) -> Gateway | None:
         settings = self.settings
