@@ -61,6 +61,7 @@ ELSEWHERE: Final = (
     "On Kafka, dead letters lie in the topic of the dead stream until its retention ends; this "
     "version looks only into the embedded log."
 )
+_STOPPED: Final = ("blocked", "braked", "without orders")
 _REPLAY_BYTES: Final = 64 * 1024 * 1024
 
 
@@ -162,7 +163,7 @@ class Admin:
             "paused": {name: float(f.paused) for name, f in runner.forwarders.items()},
             "stopped": {
                 "pseudonymizer": float(bool(found.holding)),
-                **{n: float(s in ("blocked", "braked")) for n, s in found.forwarders.items()},
+                **{n: float(s in _STOPPED) for n, s in found.forwarders.items()},
             },
             "oldest_age_seconds": ages(found),
             "time_to_loss_seconds": times_to_loss(found),
@@ -181,20 +182,20 @@ class Admin:
 
     async def _order(self, request: web.Request) -> web.Response:
         order, name = request.match_info["order"], request.match_info["name"]
-        forwarders = self._runner.forwarders
-        chosen = list(forwarders) if name == "all" else [name]
+        runner, stage = self._runner, "pseudonymizer"
+        chosen = list(runner.ordered) if name == "all" else [name]
         actor, action = _peer(request), f"recipient.{order}"
-        stage = self._runner.pseudonymizer
-        if stage is not None and order == "resume" and name in ("pseudonymizer", "all"):
-            await self._witness(actor, "stage.resume", {"stage": "pseudonymizer"})
-            stage.brake.release()
-            if name == "pseudonymizer":
+        concerned = runner.pseudonymizer is not None or runner.orders.shared
+        if concerned and order == "resume" and name in (stage, "all"):
+            await self._witness(actor, "stage.resume", {"stage": stage})
+            await runner.orders.release(stage)
+            if name == stage:
                 return web.json_response({"resumed": [name]})
-        if any(recipient not in forwarders for recipient in chosen):
+        if not chosen or any(recipient not in runner.ordered for recipient in chosen):
             # Without the name: it is whatever somebody typed.
             await self._witness(actor, action, {}, "refused:unknown")
             return web.json_response({"detail": "no such recipient"}, status=404)
-        await self._runner.order(chosen, paused=order == "pause", actor=actor)
+        await runner.order(chosen, paused=order == "pause", actor=actor)
         return web.json_response({order + "d": chosen})
 
     async def _witness(
@@ -216,6 +217,12 @@ class Admin:
         except AuditError as error:
             told = f"It is revoked, but nobody witnessed it. {error}"
             return web.json_response({"revoked": digest, "error": told}, status=503)
+        try:
+            await self._runner.orders.revoke(digest)
+        except BrokerError as error:
+            told = f"It is revoked here, but other hosts were not told: do it again. {error}"
+            answer = {"revoked": digest, "error": told, "kind": "BrokerError"}
+            return web.json_response(answer, status=503)
         return web.json_response({"revoked": digest})
 
     async def _status(self, _request: web.Request) -> web.Response:

@@ -44,7 +44,7 @@ from scrubbers.user_agent import reduce_user_agent
 from telemetry import logs
 from telemetry.admin import Admin, socket_name
 from telemetry.books import Books
-from telemetry.brokers import DEAD, HELD, SEALED, Broker, Entry, Room, Shelf
+from telemetry.brokers import DEAD, HELD, SEALED, Broker, Entry, Room, Shelf, clean
 from telemetry.brokers.buffered import Buffered
 from telemetry.brokers.spool import Spool
 from telemetry.config import Bind, RecipientSettings, Settings, check_vault, is_loopback
@@ -71,6 +71,7 @@ from telemetry.identity import (
 )
 from telemetry.identity.audit import AUDIT_FILE, AuditLog, Body, Signer, about_key
 from telemetry.intake import Intake, Taken
+from telemetry.orders import Orders
 from telemetry.parcel import Parcel
 from telemetry.pipeline import Pseudonymizer, Terms
 from telemetry.policy import (
@@ -382,7 +383,6 @@ class Runner:
                     f"recipients.toml names no recipient {name!r} with a sink.",
                     remedy="Take one that it names.",
                 )
-        self._paused = _Paused(state / "paused.json")
         if part.pseudonymizer:
             check_vault(settings)
         custody = open_custody(settings) if part.pseudonymizer else None
@@ -400,6 +400,8 @@ class Runner:
         self._open_audit(state)
         self.register = register = PolicyRegister(state / "policies.ndjson")
         register.enter(policy.digest, "live", datetime.now(UTC))
+        self.orders = self._open_orders(state)
+        self._open.callback(self.orders.close)
         if part.pseudonymizer:
             identity = Identity.open(
                 state,
@@ -429,12 +431,34 @@ class Runner:
                 bury=self._bury(name),
                 brake=self._brake(),
                 accepts=register.accepts,
+                guided=lambda: self.orders.known,
+                share=partial(self._share, name),
             )
-        for name in self._paused.read():
-            if name in self.forwarders:
-                self.forwarders[name].paused = True
-                self._say(f"{name}: paused, as ordered before. To go on: telemetry resume {name}")
+        for name in self.orders.govern(self.forwarders):
+            self._say(f"{name}: paused, as ordered before. To go on: telemetry resume {name}")
         await self._listen()
+
+    def _share(self, recipient: str) -> float:
+        """Give the part of a recipient's limits that is this process's: others share its stream."""
+        broker: Any = self.storage.broker
+        shared = hasattr(broker, "share")
+        return broker.share(clean(recipient), recipient) if shared else 1.0
+
+    def _open_orders(self, state: Path) -> Orders:
+        """Open what keeps orders. On Kafka a gateway obeys none, so it reads and writes none."""
+        broker: Any = self.storage.broker
+        shared = hasattr(broker, "board") and (self.part.whole or not self.part.gateway)
+        return Orders(
+            state / "paused.json",
+            board=broker.board() if shared else None,
+            register=self.register,
+            recipients=[n for n, recipient in self.policy.recipients.items() if recipient.sink],
+            release=self._release,
+        )
+
+    def _release(self, stage: str) -> None:
+        if stage == "pseudonymizer" and self.pseudonymizer is not None:
+            self.pseudonymizer.brake.release()
 
     def _open_log(self) -> Broker:
         broker = open_broker(self.settings)
@@ -667,6 +691,8 @@ class Runner:
             loops |= {"pseudonymizer": self.pseudonymizer.run, "keys": self._tend}
         if self.upkeep is not None:
             loops["upkeep"] = self.upkeep.run
+        if self.orders.shared:
+            loops["orders"] = self.orders.run
         if hasattr(self.storage.broker, "tend"):
             loops["log"] = self._tend_log
         self._loops = [
@@ -777,23 +803,28 @@ class Runner:
         A pause protects, so it is done before it is recorded; to go on is recorded first.
 
         Args:
-            names: Of recipients there are.
+            names: Of recipients there are (`ordered`).
             paused: Whether to pause.
             actor: Who orders it, as `AuditLog.record` takes it.
 
         Raises:
             AuditError: It could not be recorded; nothing was resumed.
+            BrokerError: Other processes were not told.
         """
         action = "recipient.pause" if paused else "recipient.resume"
         if not paused:
             await asyncio.to_thread(self._witness_each, actor, action, names)
-        for name in names:
-            self.forwarders[name].paused = paused
-            if not paused:
-                self.forwarders[name].brake.release()
-        self._paused.write(name for name, each in self.forwarders.items() if each.paused)
-        if paused:
+            await self.orders.resume(names)
+            return
+        try:
+            await self.orders.pause(names)
+        finally:
             await asyncio.to_thread(self._witness_each, actor, action, names)
+
+    @property
+    def ordered(self) -> tuple[str, ...]:
+        """Recipients to which orders can be given here: on Kafka all, whoever forwards to them."""
+        return self.orders.recipients if self.orders.shared else tuple(self.forwarders)
 
     def _signer(self) -> Signer:
         if self.identity is None:
@@ -936,33 +967,6 @@ def _given(settings: RecipientSettings) -> dict[str, str]:
                 "cannot be read.", path=Path(path), remedy="Name a readable file."
             ) from None
     return given
-
-
-class _Paused:
-    """Which recipients were ordered to wait: a restart must not undo what an operator ordered."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def read(self) -> list[str]:
-        try:
-            return msgspec.json.decode(self._path.read_bytes(), type=list[str])
-        except FileNotFoundError:
-            return []
-        except (OSError, msgspec.MsgspecError):
-            raise ConfigError(
-                "cannot be read, so nobody knows which recipients were paused.",
-                path=self._path,
-                remedy="Remove it if none is to be.",
-            ) from None
-
-    def write(self, names: Iterable[str]) -> None:
-        beside = self._path.with_suffix(".new")
-        with beside.open("wb") as file:
-            file.write(msgspec.json.encode(sorted(names)))
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(self._path)
 
 
 def rates_of(recipient: Recipient) -> list[Rate]:

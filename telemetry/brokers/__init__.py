@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from telemetry.batch import BATCH_PARCELS, encode_batches
 from telemetry.parcel import Parcel
@@ -23,11 +23,14 @@ from telemetry.parcel import Parcel
 __all__ = [
     "DEAD",
     "HELD",
+    "ORDERS",
     "SEALED",
+    "Board",
     "Broker",
     "Counts",
     "Entry",
     "Kept",
+    "Order",
     "Polled",
     "Room",
     "Shelf",
@@ -37,6 +40,8 @@ __all__ = [
 ]
 
 SEALED, DEAD, HELD = "sealed", "dead", "held"
+ORDERS = "orders"
+"""Of the topic of orders on Kafka (`Board`); no stream of parcels."""
 
 
 def clean(recipient: str) -> str:
@@ -189,6 +194,35 @@ class Shelf(Broker, Protocol):
 
     def room(self) -> dict[str, Room]:
         """Give what each stream uses of its share; ``""`` stands for the log as a whole."""
+
+
+class Order(NamedTuple):
+    """One order: about a recipient or a stage by its name, or about a policy by its digest."""
+
+    sort: Literal["recipient", "stage", "policy"]
+    name: str
+    word: Literal["pause", "resume", "revoke"]
+
+
+class Board(Protocol):
+    """Where all processes read the orders that one of them wrote."""
+
+    def look(self) -> list[Order]:
+        """Give the orders that came since the last look; at first, those in force.
+
+        Raises:
+            BrokerError: It cannot be asked. Nothing of it counts as seen.
+        """
+
+    def give(self, order: Order) -> None:
+        """Write an order; returns when it is durable.
+
+        Raises:
+            BrokerError: It was not taken.
+        """
+
+    def close(self) -> None:
+        """Let go of connections."""
 
 
 def pack(parcels: Sequence[Parcel]) -> Iterator[tuple[bytes, int]]:

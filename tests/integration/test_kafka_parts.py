@@ -198,8 +198,12 @@ def test_the_unit_of_a_role_has_the_guards_of_the_whole() -> None:
 def test_topics_say_how_long_from_policy_and_in_three_languages() -> None:
     section = BrokerSection(topic_prefix="acme")
     wanted = topics.topics_for(section, load_policy())
+    *streams, orders = wanted
+    assert orders.name == "acme.orders.v1"
+    assert (orders.partitions, orders.settings["cleanup.policy"]) == (1, "compact")
+    assert "retention.ms" not in orders.settings
     kept = {
-        t.stream: int(t.settings["retention.ms"]) + int(t.settings["segment.ms"]) for t in wanted
+        t.stream: int(t.settings["retention.ms"]) + int(t.settings["segment.ms"]) for t in streams
     }
     day = 24 * 3600 * 1000
     assert kept == {
@@ -216,17 +220,20 @@ def test_topics_say_how_long_from_policy_and_in_three_languages() -> None:
         ("pseudonymizer", "acme.sealed.v1"),
         ("forwarder-heap", "acme.clean.heap.v1"),
         ("forwarder-sentry", "acme.clean.sentry.v1"),
+        ("pseudonymizer", "acme.orders.v1"),
+        ("forwarder-heap", "acme.orders.v1"),
+        ("forwarder-sentry", "acme.orders.v1"),
     }
     shell = topics.as_commands(wanted, grants)
-    assert shell.count("--create") == 5
+    assert shell.count("--create") == 6
     assert "--allow-principal User:gateway --operation Write" in shell
     documents = [json.loads(d) for d in topics.as_strimzi(wanted, grants, "c").split("---\n")[1:]]
-    assert [d["kind"] for d in documents].count("KafkaTopic") == 5
+    assert [d["kind"] for d in documents].count("KafkaTopic") == 6
     assert {d["metadata"]["name"] for d in documents if d["kind"] == "KafkaUser"} == {
         g.role for g in grants
     }
     terraform = topics.as_terraform(wanted, grants)
-    assert terraform.count('resource "kafka_topic"') == 5
+    assert terraform.count('resource "kafka_topic"') == 6
     assert terraform.count('resource "kafka_acl"') == sum(len(g.operations) for g in grants)
 
 

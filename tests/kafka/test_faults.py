@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import kafka
@@ -187,3 +188,25 @@ def test_a_reader_that_rests_stays_a_member_if_it_is_tended(opener: Opener) -> N
     found = [*numbers(one, SEALED, GROUP), *numbers(two, SEALED, GROUP)]
     assert len(found) == len(set(found)) == 8 - kept
     assert one.pending() == {}
+
+
+def test_members_of_a_group_know_which_part_is_theirs(opener: Opener) -> None:
+    opened = opener(partitions=4)
+    one: KafkaBroker = opened()
+    assert one.share(HEAP, "heap") == 0.0, "before it is a member"
+    one.poll(HEAP, "heap", 1)
+    assert one.share(HEAP, "heap") == 1.0
+    two: KafkaBroker = opened()
+    shares: tuple[float, float] = (0.0, 0.0)
+    deadline = time.monotonic() + 30
+    while shares != (0.5, 0.5):
+        assert time.monotonic() < deadline, shares
+        for broker in (one, two):
+            with suppress(BrokerError):  # one waits for the other, and both are in this thread
+                broker.poll(HEAP, "heap", 1)
+        shares = one.share(HEAP, "heap"), two.share(HEAP, "heap")
+        assert sum(shares) <= 1.0
+    two.close()
+    while one.share(HEAP, "heap") < 1.0:
+        assert time.monotonic() < deadline
+        one.poll(HEAP, "heap", 1)

@@ -73,11 +73,16 @@ class Runner:
         }
         self.identity = SimpleNamespace(keys=lambda: (Counter({("seal", "PRIMARY"): 1}), 0))
         self.redrive = None
+        self.orders = SimpleNamespace(shared=False, release=self.release, revoke=self.release)
         self.released: list[str] = []
-        self.pseudonymizer.brake = SimpleNamespace(
-            release=lambda: self.released.append("pseudonymizer")
-        )
         self.seen = Counter({("requests", ("native", "200")): 7, ("refusals", ("not_json",)): 1})
+
+    @property
+    def ordered(self) -> tuple[str, ...]:
+        return tuple(self.forwarders)
+
+    async def release(self, stage: str) -> None:
+        self.released.append(stage)
 
     async def books(self) -> Books:
         return BOOKS

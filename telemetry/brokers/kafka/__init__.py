@@ -50,7 +50,8 @@ from typing import Any, Final, NamedTuple
 import kafka
 from kafka.structs import MemberState
 
-from telemetry.brokers import DEAD, SEALED, Counts, Entry, Polled, clean, stage_of
+from telemetry.brokers import DEAD, ORDERS, SEALED, Counts, Entry, Polled, clean, stage_of
+from telemetry.brokers.kafka.board import KafkaBoard
 from telemetry.brokers.kafka.clients import Clients, Gone, Options, broker_error
 from telemetry.brokers.kafka.records import (
     FINISHED,
@@ -80,6 +81,7 @@ _STALLED_S: Final = 3.0
 _PARTITIONS_S: Final = 1.0
 _TAIL_RECORDS: Final = 20_000
 _TAIL_S: Final = 3.0
+_BOARD_S: Final = 3.0
 _HOLE_TRIES: Final = 200
 
 
@@ -352,6 +354,16 @@ class KafkaBroker:
             {stream: n for stream, n in pending.items() if stream in streams},
         )
 
+    def share(self, stream: str, group: str) -> float:
+        """Give the part of a stream's partitions that this member of a group has, 0 to 1.
+
+        Of what was last heard of the group; never waits. Any thread may ask.
+        """
+        reader = self._readers.get((stream, group))
+        if reader is None or not reader.partitions:
+            return 0.0
+        return min(1.0, len(reader.places) / reader.partitions)
+
     def close(self) -> None:
         """Let go of all connections, within the time limit."""
         with self._lock:
@@ -361,6 +373,10 @@ class KafkaBroker:
             for client in self._all_clients():
                 self._clients.drop(client)
             self._forget_clients()
+
+    def board(self) -> KafkaBoard:
+        """Open the topic of orders, with connections of its own: no call here keeps it waiting."""
+        return KafkaBoard(self._clients, self._topic(ORDERS), timeout_s=_BOARD_S)
 
     # ------------------------------------------------------------------ while nothing is asked
 

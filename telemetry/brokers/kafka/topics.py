@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 import kafka
 from kafka.admin import ConfigResource, ConfigResourceType, NewPartitions, NewTopic
 
-from telemetry.brokers import DEAD, HELD, SEALED, clean
+from telemetry.brokers import DEAD, HELD, ORDERS, SEALED, clean
 from telemetry.brokers.kafka import topic_name
 from telemetry.brokers.kafka.clients import Clients, broker_error, connection_options
 from telemetry.brokers.kafka.records import RECORD_BYTES
@@ -118,7 +118,27 @@ def topics_for(section: BrokerSection, policy: Policy) -> list[Topic]:
                 beside=sort in ("sealed", "clean"),
             )
         )
-    return topics
+    orders = Topic(
+        name=topic_name(section.topic_prefix, ORDERS),
+        stream=ORDERS,
+        partitions=1,
+        replication=section.replication,
+        settings={**_ORDERS, "min.insync.replicas": _in_sync(section.replication)},
+        beside=False,
+    )
+    return [*topics, orders]
+
+
+_ORDERS: Final = {
+    # The last order about each recipient holds for ever; none names a person.
+    "cleanup.policy": "compact",
+    "message.timestamp.type": "LogAppendTime",
+    "unclean.leader.election.enable": "false",
+}
+
+
+def _in_sync(replication: int) -> str:
+    return str(max(1, replication - 1))
 
 
 def _settings(period: Period, replication: int) -> dict[str, str]:
@@ -130,7 +150,7 @@ def _settings(period: Period, replication: int) -> dict[str, str]:
         "segment.ms": str(segment_ms),
         "message.timestamp.type": "LogAppendTime",
         "max.message.bytes": str(MESSAGE_BYTES),
-        "min.insync.replicas": str(max(1, replication - 1)),
+        "min.insync.replicas": _in_sync(replication),
         "unclean.leader.election.enable": "false",
     }
 
@@ -159,12 +179,16 @@ def grants_for(section: BrokerSection, topics: Sequence[Topic]) -> list[Grant]:
         for stream in (*map(clean, recipients), DEAD, HELD)
     ]
     grants.append(Grant("pseudonymizer", "group", f"{prefix}.pseudonymizer", ("Read", "Describe")))
+    # Whoever holds a socket on which an operator orders passes it on to all.
+    of_orders = ("Read", "Write", "Describe")
+    grants.append(Grant("pseudonymizer", "topic", name[ORDERS], of_orders))
     for recipient in recipients:
         role = f"forwarder-{recipient}"
         grants += [
             Grant("pseudonymizer", "group", f"{prefix}.{recipient}", ("Describe",)),
             Grant(role, "topic", name[clean(recipient)], ("Read", "Describe")),
             Grant(role, "topic", name[DEAD], ("Write", "Describe")),
+            Grant(role, "topic", name[ORDERS], of_orders),
             Grant(role, "topic", name[SEALED], ("Describe",)),
             Grant(role, "group", f"{prefix}.{recipient}", ("Read", "Describe")),
             Grant(role, "group", f"{prefix}.pseudonymizer", ("Describe",)),
