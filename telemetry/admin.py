@@ -28,6 +28,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from telemetry import logs
+from telemetry.brokers import HELD
 from telemetry.errors import (
     AuditError,
     BrokerError,
@@ -37,7 +38,7 @@ from telemetry.errors import (
     TransportError,
     VaultError,
 )
-from telemetry.letters import Chosen, Opened, page, purge
+from telemetry.letters import Chosen, Meant, Opened, page, purge, release
 from telemetry.metrics import exposition
 from telemetry.status import ages, as_json, times_to_loss
 
@@ -58,8 +59,8 @@ __all__ = [
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.admin")
 
 ELSEWHERE: Final = (
-    "On Kafka, dead letters lie in the topic of the dead stream until its retention ends; this "
-    "version looks only into the embedded log."
+    "This process keeps no dead letters and no held events: on Kafka they lie in topics, into "
+    "which the command looks itself."
 )
 _STOPPED: Final = ("blocked", "braked", "without orders")
 _REPLAY_BYTES: Final = 64 * 1024 * 1024
@@ -114,6 +115,8 @@ class Admin:
                 web.get("/dead", self._dead),
                 web.post("/dead/purge", self._purge),
                 web.post("/dead/replay", self._replay),
+                web.get("/held", self._held),
+                web.post("/held/release", self._release),
                 web.get("/vault", self._vault),
                 web.get("/vault/work", self._vault_work),
                 web.post("/vault/{work:rewrap|backup}", self._vault_begin),
@@ -260,6 +263,27 @@ class Admin:
         await self._witness(_peer(request), "dead.replay", {"count": len(opened)}, "begun")
         outcomes = await self._runner.redrive.replay(opened)
         return _encoded(outcomes)
+
+    async def _held(self, request: web.Request) -> web.Response:
+        """Give a page of held events, without their content."""
+        runner = self._runner
+        if runner.redrive is None:
+            return _elsewhere()
+        look = partial(page, runner.redrive.shelf, stream=HELD, **_asked(request))
+        found, after = await runner.storage.call(look)
+        return _encoded({"held": found, "next": after})
+
+    async def _release(self, request: web.Request) -> web.Response:
+        runner = self._runner
+        if runner.redrive is None:
+            return _elsewhere()
+        try:
+            meant = msgspec.json.decode(await request.read(), type=list[Meant])
+        except msgspec.MsgspecError:
+            return web.json_response({"detail": "This is no list of held events."}, status=400)
+        await self._witness(_peer(request), "held.release", {"count": len(meant)}, "begun")
+        now = datetime.now(UTC)
+        return _encoded(await runner.storage.call(release, runner.redrive.shelf, meant, now))
 
     async def _vault(self, _request: web.Request) -> web.Response:
         upkeep = self._runner.upkeep

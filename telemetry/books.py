@@ -223,6 +223,7 @@ class Books:
             "dead_at": self.by_stage("dead"),
             "held": sum(self.reasons("held").values()),
             "replayed": self._of(DEAD, "replayed"),
+            "released": self._of(HELD, "replayed"),
             "waiting": {stream: self.pending.get(stream, 0) for stream in (DEAD, HELD)},
             "pending": {
                 "pseudonymizer": self.pending.get(SEALED, 0),

@@ -28,6 +28,7 @@ __all__ = [
     "Board",
     "Broker",
     "Counts",
+    "Drawer",
     "Entry",
     "Kept",
     "Order",
@@ -159,12 +160,10 @@ class Room(NamedTuple):
     most_bytes: int
 
 
-@runtime_checkable
-class Shelf(Broker, Protocol):
-    """A log in which one can look without finishing, and take single parcels out.
+class Drawer(Protocol):
+    """Streams in which one can look without finishing, and take single parcels out.
 
-    What dead and held parcels need: nobody reads those streams to their end. The embedded log is
-    one; on Kafka the topic's own retention deletes, and other tools look.
+    What dead and held parcels need: nobody reads those streams to their end.
     """
 
     def look(self, stream: str, after: int, most: int) -> list[Kept]:
@@ -183,11 +182,18 @@ class Shelf(Broker, Protocol):
         counts: Counts,
         outputs: Mapping[str, Sequence[Parcel]] | None = None,
     ) -> None:
-        """Delete these parcels, store outputs and add counts: all durable together.
+        """Delete these parcels, store outputs and add counts.
+
+        All durable together on the embedded log; on Kafka see `telemetry.brokers.kafka.shelf`.
 
         Raises:
             BrokerError: One of them is not there any more; nothing was changed.
         """
+
+
+@runtime_checkable
+class Shelf(Broker, Drawer, Protocol):
+    """A log that keeps dead and held parcels itself and knows its room: the embedded one."""
 
     def oldest(self) -> dict[str, Parcel]:
         """Give the first unfinished parcel of each stream that has one."""

@@ -220,6 +220,8 @@ def test_topics_say_how_long_from_policy_and_in_three_languages() -> None:
         ("pseudonymizer", "acme.sealed.v1"),
         ("forwarder-heap", "acme.clean.heap.v1"),
         ("forwarder-sentry", "acme.clean.sentry.v1"),
+        ("operator", "acme.dead.v1"),
+        ("operator", "acme.held.v1"),
         ("pseudonymizer", "acme.orders.v1"),
         ("forwarder-heap", "acme.orders.v1"),
         ("forwarder-sentry", "acme.orders.v1"),

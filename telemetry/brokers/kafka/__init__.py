@@ -69,6 +69,7 @@ from telemetry.brokers.kafka.records import (
     unframe,
     without_large,
 )
+from telemetry.brokers.kafka.shelf import KafkaShelf
 from telemetry.errors import BrokerError, DecodeError
 from telemetry.parcel import Parcel
 
@@ -77,6 +78,7 @@ __all__ = ["KafkaBroker", "topic_name"]
 _IN_FLIGHT_BYTES: Final = 16 * 1024**2
 _FETCH_RECORDS: Final = 256
 _TEND_S: Final = 0.5
+_JOIN_S: Final = 5.0
 _STALLED_S: Final = 3.0
 _PARTITIONS_S: Final = 1.0
 _TAIL_RECORDS: Final = 20_000
@@ -240,7 +242,7 @@ class KafkaBroker:
                 for name, some in streams.items()
                 for record in self._records(name, some, more)
             )
-            topic = self._topic(SEALED)
+            topic = self.topic(SEALED)
             partition = self._appended % self._partition_count(topic)
             self._send(_sealed_records(topic, partition, sealed, more))
             self._appended += 1
@@ -374,9 +376,22 @@ class KafkaBroker:
                 self._clients.drop(client)
             self._forget_clients()
 
+    def send(self, records: Iterable[Record]) -> None:
+        """Send records as they are; returns when all in-sync replicas have them.
+
+        Raises:
+            BrokerError: Kafka did not take all of them in time.
+        """
+        with self._call():
+            self._send(records)
+
+    def shelf(self) -> KafkaShelf:
+        """Open what looks into the dead and held topics, for a command; it closes this, too."""
+        return KafkaShelf(self, self._clients, timeout_s=self._timeout_s)
+
     def board(self) -> KafkaBoard:
         """Open the topic of orders, with connections of its own: no call here keeps it waiting."""
-        return KafkaBoard(self._clients, self._topic(ORDERS), timeout_s=_BOARD_S)
+        return KafkaBoard(self._clients, self.topic(ORDERS), timeout_s=_BOARD_S)
 
     # ------------------------------------------------------------------ while nothing is asked
 
@@ -390,6 +405,11 @@ class KafkaBroker:
             for reader in list(self._readers.values()):
                 try:
                     self._pump(reader, 0)
+                    # A group that is being dealt anew waits for each member: one that only looked
+                    # in for a moment would keep it from coming together for as long as it rests.
+                    deadline = time.monotonic() + _JOIN_S
+                    while not reader.settled() and time.monotonic() < deadline:
+                        self._pump(reader, 100)
                 except Exception as error:  # noqa: BLE001 - the next poll meets it again and tells
                     self._lose_reader(reader, error)
 
@@ -463,7 +483,8 @@ class KafkaBroker:
 
     # ------------------------------------------------------------------ sending
 
-    def _topic(self, stream: str) -> str:
+    def topic(self, stream: str) -> str:
+        """Name the topic of a stream."""
         return topic_name(self._topic_prefix, stream)
 
     def _group(self, stream: str, group: str) -> str:
@@ -511,7 +532,7 @@ class KafkaBroker:
         """Encode parcels of a stream that is not made record by record: dead letters, held ones."""
         if not parcels:
             return
-        topic = self._topic(stream)
+        topic = self.topic(stream)
         more[Entry(STORED, stream)] += len(parcels)
         for number, run in enumerate(runs(parcels)):
             partition = (self._appended + number) % self._partition_count(topic)
@@ -526,7 +547,7 @@ class KafkaBroker:
             return
         entry = Entry(STORED, stream)
         more[entry] += len(parcels)
-        topic, number = self._topic(stream), int(position.place.partition.partition)
+        topic, number = self.topic(stream), int(position.place.partition.partition)
         if number >= self._partition_count(topic):
             self._drop_producer()  # perhaps it only has not heard of the new ones
             raise BrokerError(f"{topic} has fewer partitions than the sealed topic.")
@@ -575,7 +596,7 @@ class KafkaBroker:
         reader = self._readers.get((stream, group))
         if reader is not None:
             return reader
-        topic = self._topic(stream)
+        topic = self.topic(stream)
         self._partition_count(topic)  # a topic that is not there is an error, not an empty stream
         try:
             consumer, gone = self._clients.reader(self._group(stream, group)), Gone()
@@ -656,7 +677,7 @@ class KafkaBroker:
         that died as the leader of its group and came back is the leader still, but has dealt
         nothing (KIP-345): nobody would ever read the new ones.
         """
-        found = reader.consumer.partitions_for_topic(self._topic(reader.stream))
+        found = reader.consumer.partitions_for_topic(self.topic(reader.stream))
         if found and reader.partitions and len(found) > reader.partitions:
             reader.consumer._coordinator.request_rejoin()  # noqa: SLF001 - it has no other way
         reader.partitions = len(found or ()) or reader.partitions
@@ -858,7 +879,7 @@ class KafkaBroker:
     def _commits(self, stream: str, group: str) -> dict[Any, tuple[int, Counter[Entry]]]:
         if self._admin is None:
             self._admin = self._clients.administrator()
-        topic, name = self._topic(stream), self._group(stream, group)
+        topic, name = self.topic(stream), self._group(stream, group)
         wanted = [kafka.TopicPartition(topic, n) for n in range(self._partition_count(topic))]
         given = self._admin.list_group_offsets({name: wanted})[name]
         return {
@@ -869,7 +890,7 @@ class KafkaBroker:
 
     def _of_tail(self, commits: Mapping[Any, tuple[int, Counter[Entry]]]) -> Counter[Entry]:
         """Add up what sealed records say that the pseudonymizer has not finished."""
-        topic = self._topic(SEALED)
+        topic = self.topic(SEALED)
         partitions = [kafka.TopicPartition(topic, n) for n in range(self._partition_count(topic))]
         if self._tail_reader is None:
             self._tail_reader = self._clients.reader()

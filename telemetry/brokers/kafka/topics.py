@@ -182,6 +182,13 @@ def grants_for(section: BrokerSection, topics: Sequence[Topic]) -> list[Grant]:
     # Whoever holds a socket on which an operator orders passes it on to all.
     of_orders = ("Read", "Write", "Describe")
     grants.append(Grant("pseudonymizer", "topic", name[ORDERS], of_orders))
+    # Whoever looks at dead letters and held events, with commands and from where the key is.
+    # `Delete` on a topic is the right to delete all of it: it is not given unasked.
+    grants += [
+        Grant("operator", "topic", name[stream], ("Read", "Write", "Describe"))
+        for stream in (DEAD, HELD)
+    ]
+    grants.append(Grant("operator", "topic", name[SEALED], ("Write", "Describe")))
     for recipient in recipients:
         role = f"forwarder-{recipient}"
         grants += [
