@@ -43,6 +43,7 @@ from telemetry.parcel import Parcel
 from telemetry.policy import load_policy
 from telemetry.run import Part, Runner, open_broker
 from telemetry.testing.brokers import make_parcel
+from tests.integration.running import command
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 IN, SEAL = Entry("edge", "items_in"), Entry("edge", "sealed")
@@ -377,3 +378,53 @@ def test_what_waits_survives_a_restart_of_the_gateway(
     assert log.spool.books() == {IN: 3, SEAL: 1, DROPPED: 2}
     assert events(log, SEALED) == [7]
     again._spool.close()
+
+
+# ---------------------------------------------------------------------- where nobody listens
+
+
+def nobody() -> str:
+    """Give an address at which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def test_where_no_broker_answers_one_sentence_names_the_address(tmp_path: Path) -> None:
+    address = nobody()
+    config = tmp_path / "t.toml"
+    config.write_text(f'[broker]\nkind = "kafka"\nbootstrap = "{address}"\n', "utf-8")
+    for words in (["topics", "check"], ["dead", "list", "--state", str(tmp_path / "state")]):
+        done = command(*words, "--config", str(config), cwd=tmp_path)
+        assert done.returncode == 1
+        assert done.stdout == ""
+        (line,) = done.stderr.splitlines()
+        assert f"No Kafka answers at {address}" in line
+        assert "broker.bootstrap" in line
+
+
+def test_a_role_says_once_that_no_broker_answers_and_once_that_one_does_again(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    address = nobody()
+    broker = KafkaBroker(address, timeout_s=1)
+    with pytest.raises(BrokerError, match=f"No Kafka answers at {address}"):
+        broker.tend()
+    broker.tend()  # asked again in half a minute only
+    for _ in range(2):
+        with pytest.raises(BrokerError, match=f"No Kafka answers at {address}"):
+            broker.poll(SEALED, "test", 1)
+        with pytest.raises(BrokerError, match=f"No Kafka answers at {address}"):
+            broker.append(SEALED, [make_parcel(0)], {})
+    broker.close()
+    ours = [record.getMessage() for record in caplog.records if "kafka_away" in record.getMessage()]
+    assert ours == [f"kafka_away bootstrap={address}"]
+    assert len(caplog.records) == 1, "the client's own lines are a flood"
+    # A gateway that keeps events on its own disk tells it as it starts.
+    caplog.clear()
+    away = KafkaBroker(address, timeout_s=1)
+    buffered = Buffered(away, Spool(tmp_path / "spool.sqlite3", key=bytes(32)))
+    deadline = time.monotonic() + 20
+    while "kafka_away" not in caplog.text:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    buffered.close()

@@ -78,6 +78,7 @@ __all__ = ["KafkaBroker", "topic_name"]
 _IN_FLIGHT_BYTES: Final = 16 * 1024**2
 _FETCH_RECORDS: Final = 256
 _TEND_S: Final = 0.5
+_PROBE_S: Final = 30.0
 _JOIN_S: Final = 5.0
 _STALLED_S: Final = 3.0
 _PARTITIONS_S: Final = 1.0
@@ -205,6 +206,7 @@ class KafkaBroker:
         self._closed = False
         self.fenced = False
         self._began = 0.0
+        self._probe_at = 0.0
         self._forget_clients()
         _brokers.add(self)
 
@@ -387,6 +389,7 @@ class KafkaBroker:
 
     def shelf(self) -> KafkaShelf:
         """Open what looks into the dead and held topics, for a command; it closes this, too."""
+        self._clients.tells = False
         return KafkaShelf(self, self._clients, timeout_s=self._timeout_s)
 
     def board(self) -> KafkaBoard:
@@ -400,8 +403,15 @@ class KafkaBroker:
 
         To be called every second or so, by whoever calls the rest: a caller that is stuck does not
         call, and its partitions go to others after a minute.
+
+        Raises:
+            BrokerError: No broker has ever answered; asked twice a minute at most.
         """
         with self._call():
+            if not self._clients.answered and time.monotonic() >= self._probe_at:
+                # Whoever starts where no broker answers is told so before the first event comes.
+                self._probe_at = time.monotonic() + _PROBE_S
+                self._get_producer()
             for reader in list(self._readers.values()):
                 try:
                     self._pump(reader, 0)

@@ -393,7 +393,9 @@ def remove(section: BrokerSection, topics: Sequence[Topic]) -> None:
 
 
 def _clients(section: BrokerSection) -> Clients:
-    return Clients(section.bootstrap, options=connection_options(section))
+    clients = Clients(section.bootstrap, options=connection_options(section))
+    clients.tells = False
+    return clients
 
 
 def _live(admin: Any, topics: Sequence[Topic]) -> dict[str, Sequence[Any]]:
