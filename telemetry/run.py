@@ -70,6 +70,7 @@ from telemetry.identity import (
     load_spool_key,
 )
 from telemetry.identity.audit import AUDIT_FILE, AuditLog, Body, Signer, about_key
+from telemetry.identity.ways_back import sweep_requests
 from telemetry.intake import Intake, Taken
 from telemetry.orders import Orders
 from telemetry.parcel import Parcel
@@ -747,11 +748,21 @@ class Runner:
                 await asyncio.wait_for(stop.wait(), _SWEEP_S)
 
     async def sweep_once(self) -> int:
-        """Go through the dead and the held stream once; give how many parcels were deleted."""
+        """Go once through what is kept here; give how many parcels were deleted.
+
+        The dead and the held stream (on Kafka the topics' own retention deletes), what was found
+        damaged, and requests for a way back.
+        """
         shelf, now = self.storage.broker, datetime.now(UTC)
-        if not isinstance(shelf, Shelf):
-            return 0  # on Kafka the topic's own retention deletes
+        if self.part.pseudonymizer:
+            await asyncio.to_thread(sweep_requests, self.settings.state_dir, now)
+        spool = shelf.spool if isinstance(shelf, Buffered) else shelf
         swept = 0
+        if isinstance(spool, Spool):
+            limit = moment_before(now, self.policy.dead_letters)
+            swept += await self.storage.call(spool.forget_lost, limit)
+        if not isinstance(shelf, Shelf):
+            return swept
         ends: Mapping[str, Callable[[Parcel], bool]] = {
             DEAD: lambda letter: now >= ends_at(letter, self.policy.dead_letters),
             HELD: lambda parcel: now >= parcel.retain_until,
@@ -765,11 +776,6 @@ class Runner:
                 swept += count
                 if not after:
                     break
-        if isinstance(shelf, Spool):
-            gone = await self.storage.call(
-                shelf.forget_lost, moment_before(now, self.policy.dead_letters)
-            )
-            swept += gone
         if swept:
             _log.info("swept", parcels=swept)
         return swept
@@ -896,8 +902,16 @@ class Runner:
         books = await self.books()
         oldest: dict[str, Parcel] = {}
         room: dict[str, Room] = {}
+        log_ends: dict[str, datetime] = {}
         if isinstance(shelf, Shelf):
             oldest, room = await self.storage.call(lambda: (shelf.oldest(), shelf.room()))
+        elif hasattr(shelf, "waits"):
+            waits: dict[str, tuple[Parcel, datetime]] = await self.storage.call(shelf.waits)
+            topics = importlib.import_module("telemetry.brokers.kafka.topics")
+            for stream, (parcel, taken_at) in waits.items():
+                oldest[stream] = parcel
+                kept = self.policy.log_retention[SEALED if stream == SEALED else "clean"]
+                log_ends[stream] = taken_at + topics.least_kept(kept)
         return Snapshot(
             now=datetime.now(UTC),
             books=books,
@@ -910,6 +924,7 @@ class Runner:
             oldest=oldest,
             room=room,
             letters=self.policy.dead_letters,
+            log_ends=log_ends,
         )
 
     async def books(self) -> Books:

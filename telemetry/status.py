@@ -7,7 +7,7 @@ bad; the metrics of the same names come from the same figures.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
@@ -33,7 +33,7 @@ _NOTABLE: Final = 0.01
 _SOON_S: Final = 48 * 3600.0
 _TIME_LEFT: Final = "time left?"
 _WORKING: Final = "running"
-_LOST: Final = ("no_room", "expired")
+_LOST: Final = ("no_room", "expired", "log_retention")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +50,8 @@ class Snapshot:
         oldest: First unfinished parcel of each stream; empty where the log cannot tell.
         room: Used and most bytes of each stream; ``""`` is the whole log.
         letters: How long dead letters are kept.
+        log_ends: When the log's own retention may delete the oldest of a stream; empty for the
+            embedded one, which has none.
     """
 
     now: datetime
@@ -63,6 +65,7 @@ class Snapshot:
     oldest: Mapping[str, Parcel]
     room: Mapping[str, Room]
     letters: Period
+    log_ends: Mapping[str, datetime] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +94,10 @@ def ages(found: Snapshot) -> dict[str, float]:
 def times_to_loss(found: Snapshot) -> dict[str, float]:
     """Give the seconds until something of a stream would be lost, if nothing of it moved on.
 
-    The sooner of two: the oldest parcel's retention ends; or, once a hundredth of the stream's
-    share of the log is used and going on as since the oldest came, the share is full. Dead and
-    held parcels are not on their way: for a dead letter it is the moment at which it is deleted.
+    The soonest of: the oldest parcel's retention ends; the log's own retention deletes it (Kafka);
+    or, once a hundredth of the stream's share of the log is used and going on as since the oldest
+    came, the share is full. Dead and held parcels are not on their way: for a dead letter it is
+    the moment at which it is deleted.
     """
     left: dict[str, float] = {}
     for stream, age_s in ages(found).items():
@@ -103,7 +107,8 @@ def times_to_loss(found: Snapshot) -> dict[str, float]:
             continue
         if stream == HELD:
             continue
-        ends_s = (found.oldest[stream].retain_until - found.now).total_seconds()
+        ends = found.oldest[stream].retain_until
+        ends_s = (min(ends, found.log_ends.get(stream, ends)) - found.now).total_seconds()
         used, most = found.room.get(stream, Room(0, 0))
         full_s = age_s * (most - used) / used if used > _NOTABLE * most else ends_s
         left[stream] = max(0.0, min(ends_s, full_s))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from threading import Event, Thread
 from typing import Any
 
@@ -231,3 +232,21 @@ def test_members_of_a_group_know_which_part_is_theirs(opener: Opener) -> None:
         assert time.monotonic() < deadline
         one.tend()
         time.sleep(0.05)
+
+
+def test_a_reader_tells_what_has_waited_longest_and_since_when(opener: Opener) -> None:
+    broker: KafkaBroker = opener(partitions=1)()
+    assert broker.waits() == {}
+    began = datetime.now(UTC) - timedelta(seconds=5)
+    append(broker, 0, 1)
+    polled = broker.poll(SEALED, GROUP, 1)
+    parcel, taken_at = broker.waits()[SEALED]
+    assert parcel == make_parcel(0)
+    assert began < taken_at < datetime.now(UTC) + timedelta(seconds=5)
+    broker.finish(polled, {HEAP: [make_parcel(7)]}, {DONE: 1})
+    assert broker.waits()[SEALED][0] == make_parcel(1)
+    broker.poll(HEAP, "heap", 1)
+    broker.tend()
+    assert broker.waits()[HEAP][0] == make_parcel(7)
+    broker.finish(broker.poll(SEALED, GROUP, 1), {}, {DONE: 1})
+    assert SEALED not in broker.waits()

@@ -41,8 +41,9 @@ import time
 import weakref
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from secrets import randbelow
 from threading import Lock
 from typing import Any, Final, NamedTuple
@@ -357,6 +358,27 @@ class KafkaBroker:
             {entry: n for entry, n in total.items() if n and entry.stage in recipients},
             {stream: n for stream, n in pending.items() if stream in streams},
         )
+
+    def waits(self) -> dict[str, tuple[Parcel, datetime]]:
+        """Give the oldest unfinished parcel that this process has of each stream it reads.
+
+        Of what was fetched, so nobody is asked and no right is needed; a reader that rests fetches,
+        too (`tend`). Other members tell of their own partitions.
+
+        Returns:
+            The parcel, and when the log took it: the broker's own time.
+        """
+        found: dict[str, tuple[Parcel, datetime]] = {}
+        with self._call():
+            for reader in self._readers.values():
+                if reader.group != stage_of(reader.stream):
+                    continue
+                for place in reader.places.values():
+                    first = _first_waiting(place)
+                    known = found.get(reader.stream)
+                    if first is not None and (known is None or first[1] < known[1]):
+                        found[reader.stream] = first
+        return found
 
     def share(self, stream: str, group: str) -> float:
         """Give the part of a stream's partitions that this member of a group has, 0 to 1.
@@ -997,6 +1019,20 @@ def _take(
         if parcels and stream == SEALED:
             break
     return _Position(place, place.offset, last, origin, more), parcels
+
+
+def _first_waiting(place: _Place) -> tuple[Parcel, datetime] | None:
+    """Give the first parcel that is not finished and can be read, and when the log took it."""
+    for record in place.waiting:
+        if isinstance(record, _Hole):
+            continue
+        made_from = number_of(record, "origin")
+        if made_from is not None and made_from <= place.origin:
+            continue  # a repeat: it is stepped over
+        with suppress(DecodeError):
+            for parcel in unframe(bytes(record.value or b"")):
+                return parcel, datetime.fromtimestamp(record.timestamp / 1000, UTC)
+    return None
 
 
 def _warn_of_gap(place: _Place, offset: int) -> None:

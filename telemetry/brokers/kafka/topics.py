@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from shlex import quote
 from typing import Any, Final, NamedTuple
 
@@ -40,6 +41,7 @@ __all__ = [
     "as_terraform",
     "differences",
     "grants_for",
+    "least_kept",
     "remove",
     "topics_for",
 ]
@@ -141,13 +143,20 @@ def _in_sync(replication: int) -> str:
     return str(max(1, replication - 1))
 
 
+def least_kept(period: Period) -> timedelta:
+    """Give how long a record stays at least on a topic that keeps so long at most."""
+    return timedelta(milliseconds=_shortest_ms(period) - _segment_ms(period))
+
+
+def _segment_ms(period: Period) -> int:
+    return min(_DAY_MS, max(_HOUR_MS, _shortest_ms(period) // _SEGMENTS))
+
+
 def _settings(period: Period, replication: int) -> dict[str, str]:
-    whole_ms = _shortest_ms(period)
-    segment_ms = min(_DAY_MS, max(_HOUR_MS, whole_ms // _SEGMENTS))
     return {
         "cleanup.policy": "delete",
-        "retention.ms": str(whole_ms - segment_ms),
-        "segment.ms": str(segment_ms),
+        "retention.ms": str(_shortest_ms(period) - _segment_ms(period)),
+        "segment.ms": str(_segment_ms(period)),
         "message.timestamp.type": "LogAppendTime",
         "max.message.bytes": str(MESSAGE_BYTES),
         "min.insync.replicas": _in_sync(replication),
