@@ -14,6 +14,7 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
+from telemetry.config import Settings, load_settings
 from telemetry.errors import (
     ConfigError,
     EventError,
@@ -22,7 +23,7 @@ from telemetry.errors import (
     TransportError,
 )
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "settings_of"]
 
 EXIT_NO: Final = 1
 EXIT_CONFIG: Final = 2
@@ -47,6 +48,20 @@ Config = Annotated[
     typer.Option("--config", help="telemetry.toml to read.", show_default="telemetry.toml"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def settings_of(config: Path | None, state: Path | None, **more: str | None) -> Settings:
+    """Read the settings as ``--config``, ``--state`` and others like them say.
+
+    Args:
+        config: The file, if one is named.
+        state: The state folder, if one is named.
+        more: Further top-level settings from the command line; None: not given.
+
+    Raises:
+        ConfigError: As `load_settings`.
+    """
+    return load_settings(config, overrides={"state": str(state) if state else None, **more})
 
 
 def complain(error: Exception) -> int:

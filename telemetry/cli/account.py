@@ -21,9 +21,9 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from telemetry.cli import EXIT_NO, Config, Json, State, app
+from telemetry.cli import EXIT_NO, Config, Json, State, app, settings_of
 from telemetry.cli.audit import open_identity, open_log
-from telemetry.config import Settings, load_settings
+from telemetry.config import Settings
 from telemetry.errors import ConfigError
 
 # Whoever asks for help must not wait for the vault's library.
@@ -77,7 +77,7 @@ def _opened(
     )
     from telemetry.policy import load_policy, policy_dir  # noqa: PLC0415
 
-    settings = load_settings(config, overrides={"state": str(state) if state else None})
+    settings = settings_of(config, state)
     policy = load_policy(policy_dir(settings.policy.path))
     with ExitStack() as stack:
         identity = open_identity(settings)

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from telemetry.cli import EXIT_NO, Config, Json, State, app
-from telemetry.config import Settings, load_settings
+from telemetry.cli import EXIT_NO, Config, Json, State, app, settings_of
+from telemetry.config import Settings
 from telemetry.errors import ConfigError
 
 # Whoever asks for help must not wait for the vault's library.
@@ -36,10 +36,6 @@ Key = Annotated[
     list[str],
     typer.Option("--key", help="Public key of the log, or a file of keys; may be repeated."),
 ]
-
-
-def _settings(config: Path | None, state: Path | None) -> Settings:
-    return load_settings(config, overrides={"state": str(state) if state else None})
 
 
 def open_log(settings: Settings, identity: Identity | None = None) -> AuditLog:
@@ -146,7 +142,7 @@ def show(
 
       telemetry audit log --export audit.jsonl
     """
-    log = open_log(_settings(config, state))
+    log = open_log(settings_of(config, state))
     try:
         if export is not None:
             size = _export(log, export)
@@ -205,7 +201,7 @@ def checkpoint(*, config: Config = None, state: State = None, as_json: Json = Fa
     """
     from telemetry.identity.audit import Checkpoint  # noqa: PLC0415
 
-    with signing_log(_settings(config, state)) as log:
+    with signing_log(settings_of(config, state)) as log:
         note, key = log.checkpoint(), log.key
     head = Checkpoint.parse(note)
     told = {"size": head.size, "root": head.root.hex(), "checkpoint": note, "key": str(key)}
@@ -329,7 +325,7 @@ def prove(
     """
     if (seq is None) == (since is None):
         raise typer.BadParameter("Name either an entry or --since.")
-    with signing_log(_settings(config, state)) as log:
+    with signing_log(settings_of(config, state)) as log:
         told = log.prove(seq) if seq is not None else log.prove_growth(_text(since or Path()))
     typer.echo(json.dumps(told, ensure_ascii=False))
 
@@ -353,7 +349,7 @@ def erase(
     """
     from telemetry.identity.audit import actor_of  # noqa: PLC0415
 
-    with signing_log(_settings(config, state)) as log:
+    with signing_log(settings_of(config, state)) as log:
         log.erase(seq, actor=actor_of(), reason=reason, ticket=ticket)
         log.checkpoint()
     typer.echo(json.dumps({"erased": seq}))

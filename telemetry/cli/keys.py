@@ -17,9 +17,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from telemetry.cli import EXIT_NO, Config, Json, State, app
+from telemetry.cli import EXIT_NO, Config, Json, State, app, settings_of
 from telemetry.cli.audit import witness, witnessed
-from telemetry.config import Settings, load_settings
+from telemetry.config import Settings
 from telemetry.errors import ConfigError, KeyringError
 
 if TYPE_CHECKING:
@@ -52,10 +52,6 @@ Kid = Annotated[str, typer.Argument(help="Name of the key: telemetry keys list."
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 Domain = Annotated[str, typer.Option(help="purpose@recipient, for token and delivery keys.")]
 Epoch = Annotated[str, typer.Option(help="rel or like 2026q4, for token keys.")]
-
-
-def _settings(config: Path | None, state: Path | None) -> Settings:
-    return load_settings(config, overrides={"state": str(state) if state else None})
 
 
 def _custody(settings: Settings) -> Custody | None:
@@ -111,7 +107,7 @@ def init(*, config: Config = None, state: State = None, as_json: Json = False) -
     from telemetry.identity import initialise, initialise_development  # noqa: PLC0415
     from telemetry.identity.audit import about_key  # noqa: PLC0415
 
-    settings = _settings(config, state)
+    settings = settings_of(config, state)
     custody, made = _custody(settings), False
     there = (settings.state_dir / _KEYSET).exists()
     before = {key.kid for key in _ring(settings).entries()} if there else set()
@@ -150,7 +146,9 @@ def list_keys(
 
       telemetry keys list --all --json | jq -r '.[] | select(.state == "DESTROYED").receipt'
     """
-    keys = [k for k in _ring(_settings(config, state)).entries() if every or k.state != "DESTROYED"]
+    keys = [
+        k for k in _ring(settings_of(config, state)).entries() if every or k.state != "DESTROYED"
+    ]
     if as_json:
         typer.echo(json.dumps([_as_json(key) for key in keys]))
         return
@@ -187,7 +185,7 @@ def create(
 
       telemetry keys create token --domain analytics@heap --epoch rel
     """
-    settings = _settings(config, state)
+    settings = settings_of(config, state)
     ring = _ring(settings)
     with _witness(settings, "key.create") as tell:
         _say(tell(ring.create(_use(use), domain=domain, epoch=epoch)), as_json=as_json)
@@ -212,7 +210,7 @@ def promote(
 
       telemetry keys promote 3dpd7npx
     """
-    settings = _settings(config, state)
+    settings = settings_of(config, state)
     ring = _ring(settings)
     after = _former_ends(_named(ring, kid).use)
     with _witness(settings, "key.promote") as tell:
@@ -228,7 +226,7 @@ def enable(kid: Kid, *, config: Config = None, state: State = None, as_json: Jso
 
       telemetry keys enable 3dpd7npx
     """
-    settings = _settings(config, state)
+    settings = settings_of(config, state)
     ring = _ring(settings)
     with _witness(settings, "key.enable") as tell:
         _say(tell(ring.enable(kid)), as_json=as_json)
@@ -242,7 +240,7 @@ def disable(kid: Kid, *, config: Config = None, state: State = None, as_json: Js
 
       telemetry keys disable 3dpd7npx
     """
-    settings = _settings(config, state)
+    settings = settings_of(config, state)
     ring = _ring(settings)
     with _witness(settings, "key.disable") as tell:
         _say(tell(ring.disable(kid)), as_json=as_json)
@@ -263,7 +261,7 @@ def destroy(
 
       telemetry keys destroy 3dpd7npx --yes --json > receipt.json
     """
-    settings = _settings(config, state)
+    settings = settings_of(config, state)
     ring = _ring(settings)
     key = _named(ring, kid)
     _confirm(f"Destroy {key!r}? Whatever needs it is lost for ever.", yes=yes)
@@ -309,7 +307,7 @@ def rotate(
 
       telemetry keys rotate kek --to file:/etc/telemetry/kek
     """
-    settings = _settings(config, state)
+    settings = settings_of(config, state)
     if use == "kek":
         _rotate_kek(settings, to)
         return
@@ -397,7 +395,7 @@ def verify(*, config: Config = None, state: State = None, as_json: Json = False)
 
       telemetry keys verify --json | jq .complaints
     """
-    settings = _settings(config, state)
+    settings = settings_of(config, state)
     ring = _ring(settings)
     complaints = _complaints(ring, settings)
     keys = [key for key in ring.entries() if key.state != "DESTROYED"]
@@ -460,7 +458,7 @@ def export_public(*, config: Config = None, state: State = None) -> None:
 
       telemetry keys export-public > public.json
     """
-    typer.echo(_ring(_settings(config, state)).public_document().decode(), nl=False)
+    typer.echo(_ring(settings_of(config, state)).public_document().decode(), nl=False)
 
 
 @keys_app.command()
@@ -480,7 +478,7 @@ def copies(
 
       telemetry keys copies --add "USB stick 3, safe of the data protection officer"
     """
-    settings = _settings(config, state)
+    settings = settings_of(config, state)
     ring = _ring(settings)
     # Not where: that is free text, and the receipts name it.
     if add:

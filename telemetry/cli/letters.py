@@ -26,9 +26,9 @@ from rich.table import Table
 
 from telemetry import logs
 from telemetry.admin import ELSEWHERE, NotRunningError, ask
-from telemetry.cli import EXIT_NO, Config, Json, State, app
+from telemetry.cli import EXIT_NO, Config, Json, State, app, settings_of
 from telemetry.cli.audit import witness
-from telemetry.config import Settings, load_settings
+from telemetry.config import Settings
 from telemetry.errors import CapsuleError, ConfigError
 from telemetry.letters import Chosen, Letter, Opened, page, purge
 from telemetry.status import spoken
@@ -295,8 +295,7 @@ class _Desk:
     """Where letters are looked at: the running pipeline, or the state itself if nobody owns it."""
 
     def __init__(self, config: Path | None, state: Path | None) -> None:
-        overrides = {"state": str(state) if state else None}
-        self._settings: Settings = load_settings(config, overrides=overrides)
+        self._settings: Settings = settings_of(config, state)
 
     def opener(self, key: Path) -> DeadLetterOpener:
         """Load the private key.

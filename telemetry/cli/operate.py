@@ -8,7 +8,6 @@ import os
 import signal
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -19,8 +18,8 @@ from rich.table import Table
 
 from telemetry import logs
 from telemetry.admin import ask
-from telemetry.cli import EXIT_NO, Config, Json, State, app
-from telemetry.config import Settings, check_vault, load_settings
+from telemetry.cli import EXIT_NO, Config, Json, State, app, settings_of
+from telemetry.config import Settings, check_vault
 from telemetry.errors import ConfigError
 from telemetry.status import spoken
 
@@ -28,11 +27,6 @@ if TYPE_CHECKING:
     from telemetry.run import Part
 
 __all__ = ["print_books", "print_status", "serve"]
-
-
-def _settings(config: Path | None, state: Path | None, **more: str | None) -> Settings:
-    overrides = {"state": str(state) if state else None, **more}
-    return load_settings(config, overrides=overrides)
 
 
 @app.command()
@@ -55,7 +49,7 @@ def run(
 
       TELEMETRY_SENTRY_DSN=https://KEY@sentry.example/1 telemetry run --state /var/lib/telemetry
     """
-    settings = _settings(config, state, bind=bind, admin_bind=admin_bind)
+    settings = settings_of(config, state, bind=bind, admin_bind=admin_bind)
     logs.configure(settings.log, production=settings.production)
     asyncio.run(serve(settings))
 
@@ -132,7 +126,7 @@ def check(
     from telemetry.policy import load_policy, policy_dir  # noqa: PLC0415
     from telemetry.rules import Schemas  # noqa: PLC0415
 
-    settings = _settings(config, state)
+    settings = settings_of(config, state)
     holds_keys = role in ("run", "pseudonymize")
     if holds_keys:
         check_vault(settings)
@@ -198,7 +192,7 @@ def books(*, config: Config = None, state: State = None, as_json: Json = False) 
 
       telemetry books --json | jq .delivered
     """
-    settings = _settings(config, state)
+    settings = settings_of(config, state)
     figures = _books(settings)
     if as_json:
         typer.echo(json.dumps(figures))
@@ -273,7 +267,7 @@ def status(*, config: Config = None, state: State = None, as_json: Json = False)
 
       telemetry status --json | jq .time_to_loss_s
     """
-    found = ask(_settings(config, state).state_dir, "GET", "/status")
+    found = ask(settings_of(config, state).state_dir, "GET", "/status")
     if as_json:
         typer.echo(json.dumps(found))
     else:
@@ -318,7 +312,7 @@ def pause(recipient: str, *, config: Config = None, state: State = None) -> None
 
       telemetry pause all
     """
-    _order("pause", recipient, _settings(config, state))
+    _order("pause", recipient, settings_of(config, state))
 
 
 @app.command()
@@ -334,7 +328,7 @@ def resume(recipient: str, *, config: Config = None, state: State = None) -> Non
 
       telemetry resume pseudonymizer
     """
-    _order("resume", recipient, _settings(config, state))
+    _order("resume", recipient, settings_of(config, state))
 
 
 def _order(order: str, recipient: str, settings: Settings) -> None:

@@ -14,10 +14,10 @@ from rich.table import Table
 
 from telemetry import logs
 from telemetry.admin import NotRunningError, ask
-from telemetry.cli import Config, Json, State
+from telemetry.cli import Config, Json, State, settings_of
 from telemetry.cli.audit import witness
 from telemetry.cli.explain import policy_app
-from telemetry.config import Settings, load_settings
+from telemetry.config import Settings
 from telemetry.errors import AuditError, ConfigError
 
 __all__: list[str] = []
@@ -40,7 +40,7 @@ def list_policies(*, config: Config = None, state: State = None, as_json: Json =
     """
     from telemetry.policy import PolicyRegister  # noqa: PLC0415 - help must not wait for it
 
-    settings = load_settings(config, overrides={"state": str(state) if state else None})
+    settings = settings_of(config, state)
     states = PolicyRegister(settings.state_dir / "policies.ndjson").states()
     if as_json:
         keys = ("digest", "state", "since")
@@ -79,7 +79,7 @@ def revoke(
 
       telemetry policy revoke 3f2c9a81 --json
     """
-    settings = load_settings(config, overrides={"state": str(state) if state else None})
+    settings = settings_of(config, state)
     try:
         answer = ask(settings.state_dir, "POST", f"/policy/revoke/{_hex(digest)}")
     except NotRunningError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from telemetry import logs
-from telemetry.cli import EXIT_NO, Config, Json, State, app
+from telemetry.cli import EXIT_NO, Config, Json, State, app, settings_of
 from telemetry.cli.operate import serve
 from telemetry.config import Settings, load_settings
 from telemetry.errors import ConfigError
@@ -51,7 +50,7 @@ def gateway(
     """
     from telemetry.run import Part  # noqa: PLC0415 - help must not wait for the whole pipeline
 
-    settings = _settings(config, state, bind=bind, admin_bind=admin_bind)
+    settings = settings_of(config, state, bind=bind, admin_bind=admin_bind)
     _run(settings, Part(gateway=True, pseudonymizer=False, forwards=()))
 
 
@@ -73,7 +72,7 @@ def pseudonymize(
     """
     from telemetry.run import Part  # noqa: PLC0415 - as above
 
-    settings = _with_member(_settings(config, state, admin_bind=admin_bind), member)
+    settings = _with_member(settings_of(config, state, admin_bind=admin_bind), member)
     _run(settings, Part(gateway=False, pseudonymizer=True, forwards=()))
 
 
@@ -96,12 +95,8 @@ def forward(
     """
     from telemetry.run import Part  # noqa: PLC0415 - as above
 
-    settings = _with_member(_settings(config, state, admin_bind=admin_bind), member)
+    settings = _with_member(settings_of(config, state, admin_bind=admin_bind), member)
     _run(settings, Part(gateway=False, pseudonymizer=False, forwards=(recipient,)))
-
-
-def _settings(config: Path | None, state: Path | None, **more: str | None) -> Settings:
-    return load_settings(config, overrides={"state": str(state) if state else None, **more})
 
 
 def _with_member(settings: Settings, member: str | None) -> Settings:

@@ -18,9 +18,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from telemetry.admin import NoAnswerError, NotRunningError, ask
-from telemetry.cli import EXIT_CONFIG, Config, Json, State, app
+from telemetry.cli import EXIT_CONFIG, Config, Json, State, app, settings_of
 from telemetry.cli.audit import witnessed
-from telemetry.config import Settings, check_vault, load_settings
+from telemetry.config import Settings, check_vault
 from telemetry.errors import ConfigError
 from telemetry.identity import Identity
 
@@ -37,7 +37,7 @@ app.add_typer(vault_app)
 
 
 def _settings(config: Path | None, state: Path | None) -> Settings:
-    settings = load_settings(config, overrides={"state": str(state) if state else None})
+    settings = settings_of(config, state)
     check_vault(settings)
     return settings
 

@@ -54,7 +54,7 @@ def test_an_error_of_ours_shows_no_value(
     def trap(*_: object, **__: object) -> None:
         raise ValueError("planted-mareike")
 
-    monkeypatch.setattr("telemetry.cli.keys.load_settings", trap)
+    monkeypatch.setattr("telemetry.cli.keys.settings_of", trap)
     monkeypatch.setattr(sys, "argv", ["telemetry", "keys", "list", "--state", str(tmp_path)])
     with pytest.raises(SystemExit) as ended:
         main()
