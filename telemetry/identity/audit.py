@@ -403,7 +403,8 @@ def signers_of(note: str, keys: Sequence[VerifierKey]) -> list[VerifierKey]:
     """Tell which of `keys` signed a note (C2SP signed-note). Others' lines are passed over."""
     text, _, signatures = note.rpartition("\n\n")
     found = []
-    for line in signatures.splitlines():
+    # Each line has its end, and no other character ends one: a note has one spelling only.
+    for line in signatures.split("\n")[:-1]:
         dash, _, rest = line.partition(" ")
         name, _, encoded = rest.partition(" ")
         raw = _base64(encoded)
@@ -418,10 +419,12 @@ def signers_of(note: str, keys: Sequence[VerifierKey]) -> list[VerifierKey]:
 
 
 def _base64(text: str) -> bytes:
+    """Read base64 in its one form; empty if it is none (RFC 4648, 3.5: unused bits are zero)."""
     try:
-        return base64.b64decode(text, validate=True)
+        raw = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         return b""
+    return raw if base64.b64encode(raw).decode() == text else b""
 
 
 # --- The log --------------------------------------------------------------------------------------
