@@ -6,6 +6,7 @@ configuration; 3 something was removed (``scrub``); 4 nothing is running; 70 an 
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 import traceback
 from pathlib import Path
@@ -39,6 +40,33 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_STARTS: Final = frozenset({"run", "demo", "gateway", "pseudonymize", "forward", "check"})
+_begun = ""
+"""Which command was given: of some an error keeps a process from starting."""
+
+
+def _print_version(asked: bool) -> None:  # noqa: FBT001 - typer calls it
+    if asked:
+        typer.echo(f"milchglas {importlib.metadata.version('milchglas')}")
+        raise typer.Exit
+
+
+@app.callback()
+def begin(
+    context: typer.Context,
+    *,
+    version: Annotated[  # noqa: ARG001 - `_print_version` has answered
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and end."
+        ),
+    ] = False,
+) -> None:
+    """Telemetry that keeps a privacy notice: scrubs, pseudonymizes, tags, forwards."""
+    global _begun  # noqa: PLW0603 - one command a process
+    _begun = context.invoked_subcommand or ""
+
+
 State = Annotated[
     Path | None,
     typer.Option("--state", help="Folder for log, keys and vault.", show_default=".telemetry"),
@@ -64,17 +92,20 @@ def settings_of(config: Path | None, state: Path | None, **more: str | None) -> 
     return load_settings(config, overrides={"state": str(state) if state else None, **more})
 
 
-def complain(error: Exception) -> int:
-    """Print what went wrong and what to do; give the exit code."""
+def complain(error: Exception, *, starting: bool = False) -> int:
+    """Print what went wrong and what to do; give the exit code.
+
+    Args:
+        error: What went wrong.
+        starting: Whether it keeps something from starting; most commands start nothing.
+    """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    if isinstance(error, ConfigError):
-        console.print("[bold red]Cannot start:[/] ", end="")
-        console.print(str(error), markup=False)
-        return EXIT_CONFIG
-    console.print(
-        f"[bold red]{'Refused' if isinstance(error, RefusedError) else 'Error'}:[/] ", end=""
-    )
+    refused = isinstance(error, RefusedError)
+    word = "Cannot start" if starting else "Refused" if refused else "Error"
+    console.print(f"[bold red]{word}:[/] ", end="")
     console.print(str(error), markup=False)
+    if isinstance(error, ConfigError):
+        return EXIT_CONFIG
     return EXIT_NO if isinstance(error, (RefusedError, EventError, TransportError)) else EXIT_ABSENT
 
 
@@ -97,7 +128,7 @@ def main() -> None:
     try:
         app()
     except TelemetryError as error:
-        sys.exit(complain(error))
+        sys.exit(complain(error, starting=_begun in _STARTS))
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:  # noqa: BLE001 - a traceback ends with a text that may hold a value

@@ -6,8 +6,7 @@ import asyncio
 import json
 import os
 import signal
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -17,14 +16,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from telemetry import logs
-from telemetry.admin import ask
-from telemetry.cli import EXIT_NO, Config, Json, State, app, settings_of
-from telemetry.config import Settings, check_vault
-from telemetry.errors import ConfigError
+from telemetry.admin import NotRunningError, ask
+from telemetry.cli import EXIT_CONFIG, EXIT_NO, Config, Json, State, app, complain, settings_of
+from telemetry.config import Settings
+from telemetry.errors import ConfigError, TransportError
 from telemetry.status import spoken
 
 if TYPE_CHECKING:
-    from telemetry.run import Part
+    from telemetry.start import Part, Start
 
 __all__ = ["print_books", "print_status", "serve"]
 
@@ -107,36 +106,88 @@ def check(
         Literal["run", "gateway", "pseudonymize", "forward"],
         typer.Option(help="For which role the settings are; only some need keys and a vault."),
     ] = "run",
+    recipient: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --role forward: whose forwarder; repeatable.",
+            show_default="those of the settings",
+        ),
+    ] = None,
     config: Config = None,
     state: State = None,
     as_json: Json = False,
 ) -> None:
-    """Check configuration, keys, policy and schemas without starting anything.
+    """Look for everything that a start would refuse; start, make and change nothing.
 
-    Recipients are not asked, and their addresses and credentials are looked at by the start only.
+    Looks at settings, policy, schemas, addresses and credentials of recipients, keys, vault, audit
+    log, state folder and ports, and lists all that it finds, each with what to do. Asks a
+    PostgreSQL vault and the programs of custody; no recipient and no Kafka broker.
+
+    Exit code 0 if a start would go through; 2 if it would be refused.
 
     Examples:
 
       telemetry check
 
-      telemetry check --role gateway --config /etc/telemetry/gateway.toml
+      telemetry check --role forward --recipient sentry --config /etc/telemetry/sentry.toml
 
-      TELEMETRY_POLICY=./policy telemetry check --json
+      TELEMETRY_POLICY=./policy telemetry check --json | jq .findings
     """
-    from telemetry.policy import load_policy, policy_dir  # noqa: PLC0415
-    from telemetry.rules import Schemas  # noqa: PLC0415
+    from telemetry.start import Start  # noqa: PLC0415 - help must not wait for the whole pipeline
 
+    if recipient and role != "forward":
+        raise typer.BadParameter("--recipient is for --role forward.")
     settings = settings_of(config, state)
-    holds_keys = role in ("run", "pseudonymize")
-    if holds_keys:
-        check_vault(settings)
-    policy = load_policy(policy_dir(settings.policy.path))
-    detectors = policy.detectors
-    detectors.check_speed(time.thread_time)
-    schemas = Schemas(policy, detectors)
-    keys = _keys(settings) if holds_keys else {"state": "none for this role", "advice": ""}
-    report = {
-        "keys": keys,
+    running = _runs(settings)
+    start = Start(settings, _part(role, recipient or list(settings.recipient)))
+    findings = list(start.findings(running=running))
+    report = {"sound": not findings, "findings": [one.as_json() for one in findings]}
+    if start.policy is not None:
+        report |= _about_policy(start)
+    if start.holds_keys:
+        report["keys"] = _keys(start)
+    if settings.broker.kind == "kafka":
+        from telemetry.cli.roles import when_kafka_is_away  # noqa: PLC0415
+
+        report["when_kafka_is_away"] = when_kafka_is_away(settings)
+    if as_json:
+        typer.echo(json.dumps(report))
+    elif findings:
+        for one in findings:
+            complain(one.error, starting=True)
+            if one.remedy not in str(one.error):
+                typer.echo(f"  {one.remedy}", err=True)
+    else:
+        _print_sound(Console(highlight=False), start, report, running=running)
+    if findings:
+        raise typer.Exit(EXIT_CONFIG)
+
+
+def _runs(settings: Settings) -> bool:
+    """Tell whether a pipeline runs on the state folder: then its ports and files are its."""
+    try:
+        ask(settings.state_dir, "GET", "/status")
+    except NotRunningError:
+        return False
+    except (TransportError, ConfigError):
+        pass  # one runs, and answers otherwise
+    return True
+
+
+def _part(role: str, recipients: Sequence[str]) -> Part:
+    from telemetry.start import Part  # noqa: PLC0415 - as above
+
+    if role == "run":
+        return Part()
+    forwards = tuple(recipients) if role == "forward" else ()
+    return Part(gateway=role == "gateway", pseudonymizer=role == "pseudonymize", forwards=forwards)
+
+
+def _about_policy(start: Start) -> dict[str, Any]:
+    policy = start.policy
+    if policy is None:
+        return {}
+    return {
         "policy": policy.digest,
         "notice": policy.notice.version,
         "purposes": {name: purpose.kinds for name, purpose in policy.purposes.items()},
@@ -144,33 +195,37 @@ def check(
             name: recipient.refused or recipient.sink
             for name, recipient in policy.recipients.items()
         },
-        "kinds": sorted(schemas.records),
+        "kinds": sorted(start.schemas.records) if start.schemas else [],
         "analytics_events": len(policy.events),
     }
-    if settings.broker.kind == "kafka":
-        from telemetry.cli.roles import when_kafka_is_away  # noqa: PLC0415
 
-        report["when_kafka_is_away"] = when_kafka_is_away(settings)
-    if as_json:
-        typer.echo(json.dumps(report))
+
+def _print_sound(
+    console: Console, start: Start, report: Mapping[str, Any], *, running: bool
+) -> None:
+    policy = start.policy
+    if policy is None:
         return
-    console = Console(highlight=False)
     console.print(f"Policy {policy.digest[:12]} of notice {policy.notice.version}: [green]sound[/]")
     for name, purpose in policy.purposes.items():
         receives = ", ".join(policy.recipients_of(name)) or "nobody"
-        console.print(f"  {name}: {', '.join(purpose.kinds) or 'nothing'} → {receives}")
+        kinds = ", ".join(purpose.kinds) or "nothing"
+        console.print(f"  {name}: {kinds} → {receives}", soft_wrap=True)
     if away := report.get("when_kafka_is_away"):
         console.print(f"While Kafka is away: {away}", soft_wrap=True)
-    console.print(f"Keys: {keys['state']}. {keys['advice']}".rstrip(), soft_wrap=True, markup=False)
+    if keys := report.get("keys"):
+        told = f"Keys: {keys['state']}. {keys['advice']}".rstrip()
+        console.print(told, soft_wrap=True, markup=False)
+    told = "It runs already; its ports and open files were not looked at." if running else ""
+    console.print(told or "Nothing was found that would keep it from starting.")
 
 
-def _keys(settings: Settings) -> dict[str, Any]:
-    """Look whether the keys would let it start, and what somebody has to keep safe."""
-    from telemetry.identity import inspect  # noqa: PLC0415
-    from telemetry.run import open_custody  # noqa: PLC0415
+def _keys(start: Start) -> dict[str, Any]:
+    """Say whether there are keys, and what somebody has to keep safe."""
+    from telemetry.start import open_custody  # noqa: PLC0415 - as above
 
-    custody = open_custody(settings)
-    ring = inspect(settings.state_dir, environment=settings.environment, custody=custody)
+    custody = open_custody(start.settings)
+    ring = start.keys
     counted = 0 if ring is None else sum(k.state != "DESTROYED" for k in ring.entries())
     return {
         "state": f"sound, {counted}" if ring else "made at the first start",
@@ -203,7 +258,6 @@ def books(*, config: Config = None, state: State = None, as_json: Json = False) 
 
 
 def _books(settings: Settings) -> dict[str, Any]:
-    from telemetry.admin import NotRunningError  # noqa: PLC0415
     from telemetry.books import Books  # noqa: PLC0415
     from telemetry.brokers import Shelf  # noqa: PLC0415
     from telemetry.policy import load_policy, policy_dir  # noqa: PLC0415
