@@ -14,6 +14,8 @@ from typing import Annotated, Final
 
 import typer
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 
 from telemetry.config import Settings, load_settings
 from telemetry.errors import (
@@ -24,12 +26,13 @@ from telemetry.errors import (
     TransportError,
 )
 
-__all__ = ["app", "main", "settings_of"]
+__all__ = ["app", "complain", "confirm", "main", "print_table", "settings_of"]
 
 EXIT_NO: Final = 1
 EXIT_CONFIG: Final = 2
 EXIT_ABSENT: Final = 4
 EXIT_OURS: Final = 70
+_NO_BOUND: Final = 10_000
 
 app = typer.Typer(
     name="telemetry",
@@ -75,6 +78,7 @@ Config = Annotated[
     Path | None,
     typer.Option("--config", help="telemetry.toml to read.", show_default="telemetry.toml"),
 ]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -90,6 +94,57 @@ def settings_of(config: Path | None, state: Path | None, **more: str | None) -> 
         ConfigError: As `load_settings`.
     """
     return load_settings(config, overrides={"state": str(state) if state else None, **more})
+
+
+def print_table(table: Table, console: Console | None = None) -> None:
+    """Print a table of which no cell is cut or broken: ids are copied from it.
+
+    On a terminal that is too narrow each row becomes a list, one column a line. What is written to
+    a file or a pipe has its own width.
+    """
+    console = console or Console(highlight=False)
+    for column in table.columns:
+        column.no_wrap = True
+    # Measured without the bounds of the terminal.
+    unbound = console.options.update(max_width=_NO_BOUND, width=_NO_BOUND)
+    wide = Measurement.get(console, unbound, table).maximum
+    if not console.is_terminal or wide <= console.width:
+        room, console.width = console.width, max(wide, console.width)
+        console.print(table, soft_wrap=True)
+        console.width = room
+        return
+    names = [str(column.header) for column in table.columns]
+    pad = max(map(len, names)) + 2
+    for number, cells in enumerate(zip(*(column.cells for column in table.columns), strict=True)):
+        if number:
+            console.print()
+        for name, cell in zip(names, cells, strict=True):
+            if cell:
+                console.print(f"[dim]{name:<{pad}}[/]{cell}", soft_wrap=True)
+
+
+def _on_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before something is gone for good: on a terminal, or by ``--yes``.
+
+    Args:
+        question: What exactly will be gone, and how much of it.
+        yes: Whether ``--yes`` was given.
+
+    Raises:
+        typer.BadParameter: Nobody can be asked.
+        typer.Exit: The answer was no.
+    """
+    if yes:
+        return
+    if not _on_terminal():
+        raise typer.BadParameter(f"{question} Nobody can be asked here: say so with --yes.")
+    if not typer.confirm(question, err=True):
+        typer.echo("Nothing was done.", err=True)
+        raise typer.Exit(EXIT_NO)
 
 
 def complain(error: Exception, *, starting: bool = False) -> int:

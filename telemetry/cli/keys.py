@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from telemetry.cli import EXIT_NO, Config, Json, State, app, settings_of
+from telemetry.cli import EXIT_NO, Config, Json, State, Yes, app, confirm, print_table, settings_of
 from telemetry.cli.audit import witness, witnessed
 from telemetry.config import Settings
 from telemetry.errors import ConfigError, KeyringError
@@ -49,7 +49,6 @@ _EVERYWHERE_S: Final = 150.0
 _COLOURS: Final = {"PRIMARY": "green", "DISABLED": "yellow", "DESTROYED": "dim"}
 
 Kid = Annotated[str, typer.Argument(help="Name of the key: telemetry keys list.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 Domain = Annotated[str, typer.Option(help="purpose@recipient, for token and delivery keys.")]
 Epoch = Annotated[str, typer.Option(help="rel or like 2026q4, for token keys.")]
 
@@ -154,7 +153,7 @@ def list_keys(
         return
     table = Table(show_edge=False)
     for column in ("kid", "use", "state", "for", "made", "used from", "destroyed"):
-        table.add_column(column, no_wrap=column != "for")
+        table.add_column(column)
     for key in keys:
         what = " ".join(filter(None, (key.domain, key.epoch))) or (
             f"version {key.version}" if key.version else ""
@@ -164,7 +163,7 @@ def list_keys(
         table.add_row(
             key.kid, key.use, state_, what, _day(key.created), _day(key.not_before), _day(gone)
         )
-    Console(highlight=False).print(table)
+    print_table(table)
 
 
 @keys_app.command()
@@ -264,7 +263,7 @@ def destroy(
     settings = settings_of(config, state)
     ring = _ring(settings)
     key = _named(ring, kid)
-    _confirm(f"Destroy {key!r}? Whatever needs it is lost for ever.", yes=yes)
+    confirm(f"Destroy {key!r}? Whatever needs it is lost for ever.", yes=yes)
     with _witness(settings, "key.destroy") as tell:
         receipt = ring.destroy(kid)
         tell(key)
@@ -292,7 +291,9 @@ def rotate(
 ) -> None:
     """Exchange a key at once, or do what is due by the calendar.
 
-    A token key: its recipient gets another token for everybody, and nobody can join them. A seal
+    A token key of a quarter: its recipient gets another token for everybody from now on, and cannot
+    join them with the former ones. A token key of rel: who is known keeps their token, since the
+    vault pins each subject to the key of its first day; who is new gets one of the new key. A seal
     key: gateways on other hosts need the new public.json before the former key ends in four days.
     kek: all keys are wrapped with another key-encryption key; set custody.kek to the same
     afterwards, and start again.
@@ -332,12 +333,25 @@ def rotate(
         typer.echo(f"{len(turns)} done; nothing else is due.")
         return
     if use == "token":
-        _confirm(f"Give everybody another token at {domain}?", yes=yes)
+        confirm(_rotates(domain, epoch), yes=yes)
     with _witness(settings, "key.rotate") as tell:
         made = ring.create(_use(use), domain=domain, epoch=epoch)
         _wait_until_everywhere(ring, made.kid)
         key = tell(ring.promote(made.kid, destroy_former_after=_former_ends(use)))
     _say(key, as_json=as_json)
+
+
+def _rotates(domain: str, epoch: str) -> str:
+    """Ask for what a new token key does: it differs with the epoch (DESIGN 4, pinning)."""
+    if epoch == "rel":
+        return (
+            f"Make a new token key for {domain}? Whoever is known there keeps their token; only "
+            "who is new from now on gets one of the new key."
+        )
+    return (
+        f"Give everybody another token at {domain} for the rest of {epoch}? The recipient counts "
+        "each of them twice in that quarter."
+    )
 
 
 def _wait_until_everywhere(ring: Keyring, kid: str) -> None:
@@ -509,11 +523,6 @@ def _named(ring: Keyring, kid: str) -> Key:
         if key.kid == kid:
             return key
     raise ConfigError("there is no key of that name.", remedy="See: telemetry keys list.")
-
-
-def _confirm(question: str, *, yes: bool) -> None:
-    if not yes and not typer.confirm(question):
-        raise typer.Exit(EXIT_NO)
 
 
 def _day(at: datetime | None) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -26,7 +27,7 @@ from rich.table import Table
 
 from telemetry import logs
 from telemetry.admin import ELSEWHERE, NotRunningError, ask
-from telemetry.cli import EXIT_NO, Config, Json, State, app, settings_of
+from telemetry.cli import EXIT_NO, Config, Json, State, Yes, app, confirm, print_table, settings_of
 from telemetry.cli.audit import witness
 from telemetry.config import Settings
 from telemetry.errors import CapsuleError, ConfigError
@@ -94,11 +95,11 @@ def list_letters(
         return
     table = Table(show_edge=False)
     for column in ("reason", "stage", "path", "kind", "age", "place", "event", "goes again"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column)
     for one in found:
         row = (one.reason, one.stage, one.path, one.kind, spoken(one.age_s), one.place)
         table.add_row(*map(escape, row), one.event_id, one.goes_again)
-    console.print(table)
+    print_table(table)
 
 
 @dead_app.command()
@@ -203,27 +204,35 @@ def replay(  # noqa: PLR0913 - options
 
 
 @dead_app.command("purge")
-def purge_letters(
+def purge_letters(  # noqa: PLR0913 - options
     *,
     event: EventId = "",
     reason: Reason = "",
     stage: Stage = "",
     older_than: OlderThan = "",
     everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    yes: Yes = False,
     config: Config = None,
     state: State = None,
     as_json: Json = False,
 ) -> None:
     """Delete dead letters for good. They stay counted: dropped at dead, purged.
 
+    Asks first, and says how many; exit code 1 if the answer is no.
+
     Examples:
 
       telemetry dead purge --reason undecodable --older-than 7d
 
-      telemetry dead purge --all --json
+      telemetry dead purge --all --yes --json
     """
     chosen = _some(event, reason, stage, older_than, everything=everything)
     desk = _Desk(config, state)
+    if not yes:
+        counted = Counter(one.reason for letters in desk.pages(chosen) for one in letters)
+        listed = ", ".join(f"{reason} {count}" for reason, count in sorted(counted.items()))
+        if counted:
+            confirm(f"Delete {counted.total()} dead letters for good ({listed})?", yes=yes)
     purged = 0
     with _progress("purged", desk.waiting()) as advance:
         for count in desk.purge(chosen):

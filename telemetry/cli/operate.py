@@ -17,7 +17,17 @@ from rich.table import Table
 
 from telemetry import logs
 from telemetry.admin import NotRunningError, ask
-from telemetry.cli import EXIT_CONFIG, EXIT_NO, Config, Json, State, app, complain, settings_of
+from telemetry.cli import (
+    EXIT_CONFIG,
+    EXIT_NO,
+    Config,
+    Json,
+    State,
+    app,
+    complain,
+    print_table,
+    settings_of,
+)
 from telemetry.config import Settings
 from telemetry.errors import ConfigError, TransportError
 from telemetry.status import spoken
@@ -286,7 +296,7 @@ def print_books(console: Console, figures: Mapping[str, Any]) -> None:
         table.add_column(column, justify="right")
     waiting = str(figures["pending"]["pseudonymizer"])
     table.add_row(*(str(figures[k]) for k in ("events_in", "sealed", "scrubbed", "held")), waiting)
-    console.print(table)
+    print_table(table, console)
     table = Table(show_edge=False)
     table.add_column("recipient")
     for column in ("routed", "delivered", "resent", "waiting"):
@@ -294,7 +304,7 @@ def print_books(console: Console, figures: Mapping[str, Any]) -> None:
     for name in figures["routed"]:
         row = (figures[k][name] for k in ("routed", "delivered", "resent"))
         table.add_row(name, *map(str, row), str(figures["pending"][name]))
-    console.print(table)
+    print_table(table, console)
     for outcome in ("dropped", "dead"):
         for stage, reasons in figures[f"{outcome}_at"].items():
             listed = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
@@ -350,12 +360,14 @@ def print_status(console: Console, found: Mapping[str, Any]) -> None:
             "" if left is None else spoken(left),
             f"{room['used_bytes'] / room['most_bytes']:.0%}",
         )
-    console.print(table)
+    print_table(table, console)
     console.print(f"policy {found['policy'][:12]}, environment {escape(found['environment'])}")
 
 
 @app.command()
-def pause(recipient: str, *, config: Config = None, state: State = None) -> None:
+def pause(
+    recipient: str, *, config: Config = None, state: State = None, as_json: Json = False
+) -> None:
     """Stop sending to a recipient, or to all, until resumed. Nothing is lost; it waits.
 
     Holds over restarts.
@@ -364,13 +376,15 @@ def pause(recipient: str, *, config: Config = None, state: State = None) -> None
 
       telemetry pause heap
 
-      telemetry pause all
+      telemetry pause all --json
     """
-    _order("pause", recipient, settings_of(config, state))
+    _order("pause", recipient, settings_of(config, state), as_json=as_json)
 
 
 @app.command()
-def resume(recipient: str, *, config: Config = None, state: State = None) -> None:
+def resume(
+    recipient: str, *, config: Config = None, state: State = None, as_json: Json = False
+) -> None:
     """Go on sending to a recipient, or to all.
 
     Also lets a stage go on that stopped because nearly everything became a dead letter: a
@@ -382,12 +396,20 @@ def resume(recipient: str, *, config: Config = None, state: State = None) -> Non
 
       telemetry resume pseudonymizer
     """
-    _order("resume", recipient, settings_of(config, state))
+    _order("resume", recipient, settings_of(config, state), as_json=as_json)
 
 
-def _order(order: str, recipient: str, settings: Settings) -> None:
+def _order(order: str, recipient: str, settings: Settings, *, as_json: bool) -> None:
     try:
         answer = ask(settings.state_dir, "POST", f"/{order}/{quote(recipient, safe='')}")
     except ConfigError:
         raise typer.BadParameter("No such recipient; `telemetry books` lists them.") from None
-    typer.echo(json.dumps(answer))
+    if as_json:
+        typer.echo(json.dumps(answer))
+        return
+    for names in answer.values():
+        listed = ", ".join(names)
+        if order == "pause":
+            typer.echo(f"{listed}: paused. Events wait; to go on: telemetry resume {recipient}")
+        else:
+            typer.echo(f"{listed}: going on.")

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from telemetry import logs
-from telemetry.cli import EXIT_NO, Config, Json, State, app, settings_of
+from telemetry.cli import EXIT_NO, Config, Json, State, Yes, app, confirm, print_table, settings_of
 from telemetry.cli.operate import serve
 from telemetry.config import Settings, load_settings
 from telemetry.errors import ConfigError
@@ -210,10 +210,10 @@ def check_topics(*, config: Config = None, as_json: Json = False) -> None:
         if found:
             table = Table(show_edge=False)
             for column in ("where", "setting", "is", "must be"):
-                table.add_column(column, overflow="fold")
+                table.add_column(column)
             for difference in found:
                 table.add_row(*difference)
-            console.print(table)
+            print_table(table, console)
         else:
             console.print(f"{len(wanted)} topics are [green]as they must be[/].")
     if found:
@@ -224,7 +224,7 @@ def check_topics(*, config: Config = None, as_json: Json = False) -> None:
 def apply_topics(
     *,
     config: Config = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Yes = False,
 ) -> None:
     """Make missing topics, set what differs, add partitions. Needs an administrator's credentials.
 
@@ -246,8 +246,7 @@ def apply_topics(
     if not found:
         typer.echo("Nothing to do.")
         return
-    if not yes and not typer.confirm("Do it?"):
-        raise typer.Exit(EXIT_NO)
+    confirm("Do it?", yes=yes)
     apply(settings.broker, wanted)
     left = differences(settings.broker, wanted)
     for difference in left:
