@@ -316,7 +316,7 @@ class Pseudonymizer:
                 # Vault, keys, register or log cannot be asked, or the live policy was revoked: stop
                 # taking; never send unchecked.
                 if not self.holding:
-                    _log.warning("holding", reason=type(error).__name__)
+                    _log.warning("holding", reason=type(error).__name__, why=str(error))
                 self.holding = type(error).__name__
                 busy = False
             if not busy:
