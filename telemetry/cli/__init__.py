@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -26,7 +27,7 @@ from telemetry.errors import (
     TransportError,
 )
 
-__all__ = ["app", "complain", "confirm", "main", "print_table", "settings_of"]
+__all__ = ["app", "complain", "confirm", "main", "print_table", "require_keys", "settings_of"]
 
 EXIT_NO: Final = 1
 EXIT_CONFIG: Final = 2
@@ -94,6 +95,25 @@ def settings_of(config: Path | None, state: Path | None, **more: str | None) -> 
         ConfigError: As `load_settings`.
     """
     return load_settings(config, overrides={"state": str(state) if state else None, **more})
+
+
+def require_keys(settings: Settings) -> None:
+    """Say that there is no keyset where none was made yet, or another folder was meant.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    keyset = settings.state_dir / "keys" / "keyset.json"
+    with suppress(OSError):
+        keyset.stat()
+        return
+    if not settings.state_dir.exists() or not keyset.parent.exists():
+        raise ConfigError(
+            "There are no keys yet.",
+            path=settings.state_dir,
+            remedy="The first `telemetry run` makes them, or `telemetry keys init`. If they are "
+            "elsewhere, name that folder with --state.",
+        )
 
 
 def print_table(table: Table, console: Console | None = None) -> None:

@@ -15,7 +15,18 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from telemetry.cli import EXIT_NO, Config, Json, State, Yes, app, confirm, print_table, settings_of
+from telemetry.cli import (
+    EXIT_NO,
+    Config,
+    Json,
+    State,
+    Yes,
+    app,
+    confirm,
+    print_table,
+    require_keys,
+    settings_of,
+)
 from telemetry.config import Settings
 from telemetry.errors import ConfigError
 
@@ -95,6 +106,7 @@ def open_identity(settings: Settings) -> Identity:
     from telemetry.identity import Identity  # noqa: PLC0415
     from telemetry.run import open_custody  # noqa: PLC0415
 
+    require_keys(settings)
     return Identity.open(
         settings.state_dir,
         environment=settings.environment,

@@ -17,7 +17,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from telemetry.cli import EXIT_NO, Config, Json, State, Yes, app, confirm, print_table, settings_of
+from telemetry.cli import (
+    EXIT_NO,
+    Config,
+    Json,
+    State,
+    Yes,
+    app,
+    confirm,
+    print_table,
+    require_keys,
+    settings_of,
+)
 from telemetry.cli.audit import witness, witnessed
 from telemetry.config import Settings
 from telemetry.errors import ConfigError, KeyringError
@@ -62,6 +73,7 @@ def _custody(settings: Settings) -> Custody | None:
 def _ring(settings: Settings) -> Keyring:
     from telemetry.identity.keyring import Keyring  # noqa: PLC0415
 
+    require_keys(settings)
     return Keyring.load(
         settings.state_dir / _KEYSET,
         environment=settings.environment,

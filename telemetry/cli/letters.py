@@ -383,7 +383,10 @@ class _Desk:
 
         settings = self._settings
         if settings.broker.kind == "spool" and not (settings.state_dir / "spool.sqlite3").exists():
-            raise NotRunningError(f"There is no log in {settings.state_dir}.")
+            raise NotRunningError(
+                f"There is no log in {settings.state_dir}. The first `telemetry run` makes it; if "
+                "it is elsewhere, name that folder with --state."
+            )
         broker = open_broker(settings)
         try:
             if not isinstance(broker, Shelf):

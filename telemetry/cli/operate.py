@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 
 __all__ = ["print_books", "print_status", "serve"]
 
+Recipient = Annotated[
+    str, typer.Argument(help="Its name in recipients.toml, or all: telemetry books lists them.")
+]
+
 
 @app.command()
 def run(
@@ -366,7 +370,7 @@ def print_status(console: Console, found: Mapping[str, Any]) -> None:
 
 @app.command()
 def pause(
-    recipient: str, *, config: Config = None, state: State = None, as_json: Json = False
+    recipient: Recipient, *, config: Config = None, state: State = None, as_json: Json = False
 ) -> None:
     """Stop sending to a recipient, or to all, until resumed. Nothing is lost; it waits.
 
@@ -383,7 +387,7 @@ def pause(
 
 @app.command()
 def resume(
-    recipient: str, *, config: Config = None, state: State = None, as_json: Json = False
+    recipient: Recipient, *, config: Config = None, state: State = None, as_json: Json = False
 ) -> None:
     """Go on sending to a recipient, or to all.
 

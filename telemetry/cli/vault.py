@@ -27,6 +27,7 @@ from telemetry.cli import (
     app,
     confirm,
     print_table,
+    require_keys,
     settings_of,
 )
 from telemetry.cli.audit import witnessed
@@ -56,6 +57,7 @@ def _open(settings: Settings, repair: Literal["", "restore", "journal"] = "") ->
     """Open the vault where no pipeline runs on it."""
     from telemetry.run import open_custody  # noqa: PLC0415 - help must not wait for the pipeline
 
+    require_keys(settings)
     return Identity.open(
         settings.state_dir,
         environment=settings.environment,
@@ -295,6 +297,9 @@ def restore(
     if running:
         Console(stderr=True).print("The pipeline is running. Stop it first.")
         raise typer.Exit(EXIT_CONFIG)
+    require_keys(settings)
+    if file is not None and not file.is_file():
+        raise ConfigError("is no file.", path=file, remedy="Name one of `telemetry vault backup`.")
     if file is None:
         asked = (
             "Begin a new tombstone journal, and forget the erasures and objections that only the "

@@ -330,7 +330,10 @@ class VerifierKey:
         key = cls(name, raw[1:])
         sound = len(raw) == 1 + HASH_BYTES and raw[:1] == _ED25519 and _NAME.fullmatch(name)
         if not sound or key.key_id.hex() != key_id:
-            raise AuditError("This is no public key of an audit log.")
+            raise AuditError(
+                "This is no public key of an audit log. Its form is NAME+ID+BASE64; a file with it "
+                "lies beside the checkpoints: *.pub."
+            )
         return key
 
     @classmethod
