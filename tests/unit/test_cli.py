@@ -124,7 +124,7 @@ def wrap(run: Run) -> str:
         ("audit", "erase", "0", "--reason", "a name"),
         ("policy", "revoke", "c0c0c0c0"),
         ("vault", "rewrap", "--destroy"),
-        ("vault", "restore", "absent"),
+        ("vault", "restore", "copy"),
         ("vault", "restore", "--new-journal"),
     ],
     ids=" ".join,
@@ -133,6 +133,7 @@ def test_nothing_is_gone_for_good_before_somebody_said_so(
     run: Run, wrap: str, words: Sequence[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [wrap if word == "KID" else word for word in words]
+    (tmp_path / "copy").write_bytes(b"")
     keyset = tmp_path / ".telemetry" / "keys" / "keyset.json"
     before, files = keyset.read_bytes(), sorted(tmp_path.rglob("*"))
     alone = run(*words)
