@@ -104,7 +104,7 @@ def open_identity(settings: Settings) -> Identity:
         VaultError: The vault cannot be reached.
     """
     from telemetry.identity import Identity  # noqa: PLC0415
-    from telemetry.run import open_custody  # noqa: PLC0415
+    from telemetry.start import open_custody  # noqa: PLC0415
 
     require_keys(settings)
     return Identity.open(

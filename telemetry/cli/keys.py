@@ -65,7 +65,7 @@ Epoch = Annotated[str, typer.Option(help="rel or like 2026q4, for token keys.")]
 
 
 def _custody(settings: Settings) -> Custody | None:
-    from telemetry.run import open_custody  # noqa: PLC0415 - help must not wait for all of it
+    from telemetry.start import open_custody  # noqa: PLC0415 - help must not wait for all of it
 
     return open_custody(settings)
 
@@ -322,7 +322,7 @@ def rotate(
     """
     settings = settings_of(config, state)
     if use == "kek":
-        _rotate_kek(settings, to)
+        _rotate_kek(settings, to, as_json=as_json)
         return
     if to:
         raise ConfigError("--to is for kek only.", remedy="See: telemetry keys rotate --help.")
@@ -382,7 +382,7 @@ def _former_ends(use: str) -> datetime | None:
     return datetime.now(UTC) + SEAL_LAG if use == "seal" else None
 
 
-def _rotate_kek(settings: Settings, to: str) -> None:
+def _rotate_kek(settings: Settings, to: str, *, as_json: bool) -> None:
     from telemetry.identity.custody import Custody  # noqa: PLC0415
     from telemetry.identity.keyring import Keyring  # noqa: PLC0415
 
@@ -401,6 +401,9 @@ def _rotate_kek(settings: Settings, to: str) -> None:
     with _witness(settings, "key.custody") as tell:
         Keyring.change_custody(path, environment=settings.environment, old=old, new=new)
         tell(None)
+    if as_json:
+        typer.echo(json.dumps({"custody": to.partition(":")[0], "advice": new.advice}))
+        return
     typer.echo(
         f"All keys are wrapped anew. Now set custody.kek = {json.dumps(to)} and start again."
     )

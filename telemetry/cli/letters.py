@@ -313,7 +313,7 @@ class _Desk:
             KeyringError: It is not one, others can read it, or it is not for this environment.
         """
         from telemetry.identity import load_dead_letter_opener  # noqa: PLC0415 - only with a key
-        from telemetry.run import open_custody  # noqa: PLC0415
+        from telemetry.start import open_custody  # noqa: PLC0415
 
         settings = self._settings
         return load_dead_letter_opener(

@@ -55,7 +55,7 @@ def _settings(config: Path | None, state: Path | None) -> Settings:
 
 def _open(settings: Settings, repair: Literal["", "restore", "journal"] = "") -> Identity:
     """Open the vault where no pipeline runs on it."""
-    from telemetry.run import open_custody  # noqa: PLC0415 - help must not wait for the pipeline
+    from telemetry.start import open_custody  # noqa: PLC0415 - help must not wait for the pipeline
 
     require_keys(settings)
     return Identity.open(

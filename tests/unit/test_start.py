@@ -567,6 +567,32 @@ async def test_everything_is_found_at_once(tmp_path: Path, stack: ExitStack) -> 
 
 
 @pytest.mark.parametrize(
+    ("closed", "about"),
+    [(".", "state"), ("officer", "audit log"), ("copies", "keys"), ("far", "keys")],
+)
+async def test_a_folder_that_this_user_may_not_write_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str, about: str
+) -> None:
+    """These tests may run as a user who may do anything, so the answer of the system is played."""
+    for name in ("officer", "copies", "far"):
+        (tmp_path / name).mkdir()
+    place = Place(tmp_path, {}, ExitStack())
+    place.more["audit"] = AuditSection(checkpoints=str(tmp_path / "officer"))
+    custody = CustodySection(backup=str(tmp_path / "copies"))
+    if closed == "far":
+        custody = CustodySection(backup=str(tmp_path / "far" / "below" / "copies"))
+    place.more["custody"] = custody
+    refused = (tmp_path / closed).resolve()
+    allowed = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: Path(path) != refused and allowed(path, mode)
+    )
+    found = await compared(place)
+    assert found == [about]
+    assert str(refused) in str(next(Start(place.settings(), Part()).findings()).error)
+
+
+@pytest.mark.parametrize(
     ("part", "about"),
     [
         (Part(pseudonymizer=False, forwards=()), {"public keys", "dead letters", "log key"}),
