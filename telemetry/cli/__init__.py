@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from telemetry.config import Settings, load_settings
 from telemetry.errors import (
@@ -119,8 +120,9 @@ def require_keys(settings: Settings) -> None:
 def print_table(table: Table, console: Console | None = None) -> None:
     """Print a table of which no cell is cut or broken: ids are copied from it.
 
-    On a terminal that is too narrow each row becomes a list, one column a line. What is written to
-    a file or a pipe has its own width.
+    On a terminal that is too narrow, cells of several words take several lines; where that does not
+    help, each row becomes a list, one column a line. What is written to a file or a pipe has its
+    own width.
     """
     console = console or Console(highlight=False)
     for column in table.columns:
@@ -128,6 +130,8 @@ def print_table(table: Table, console: Console | None = None) -> None:
     # Measured without the bounds of the terminal.
     unbound = console.options.update(max_width=_NO_BOUND, width=_NO_BOUND)
     wide = Measurement.get(console, unbound, table).maximum
+    if console.is_terminal and wide > console.width:
+        wide = _between_words(table, wide, console.width)
     if not console.is_terminal or wide <= console.width:
         room, console.width = console.width, max(wide, console.width)
         console.print(table, soft_wrap=True)
@@ -141,6 +145,25 @@ def print_table(table: Table, console: Console | None = None) -> None:
         for name, cell in zip(names, cells, strict=True):
             if cell:
                 console.print(f"[dim]{name:<{pad}}[/]{cell}", soft_wrap=True)
+
+
+def _between_words(table: Table, wide: int, room: int) -> int:
+    """Make columns of several words narrower, so that a table fits; give its new width."""
+    least: list[int] = []
+    most: list[int] = []
+    for column in table.columns:
+        texts = [Text.from_markup(str(cell)).plain for cell in (column.header, *column.cells)]
+        least.append(max((len(word) for text in texts for word in text.split()), default=0))
+        most.append(max(map(len, texts)))
+    frame = wide - sum(most)
+    spare = room - frame - sum(least)
+    if spare < 0:
+        return wide
+    for column, shortest, longest in zip(table.columns, least, most, strict=True):
+        given = min(spare, longest - shortest)
+        column.width, column.no_wrap = shortest + given, False
+        spare -= given
+    return frame + sum(column.width or 0 for column in table.columns)
 
 
 def _on_terminal() -> bool:

@@ -196,6 +196,22 @@ def test_no_id_is_cut_or_broken(terminal: bool, width: int) -> None:
         assert "" in lines
 
 
+@pytest.mark.parametrize("width", [60, 80])
+def test_words_go_to_the_next_line_before_a_table_becomes_a_list(width: int) -> None:
+    out = io.StringIO()
+    made = Table(show_edge=False)
+    for column in ("event", "for", "what is left"):
+        made.add_column(column)
+    made.add_row(EVENT, "analytics@heap rel", "[red]nobody knows it any more and[/] so it waits")
+    print_table(made, Console(file=out, force_terminal=True, width=width, color_system=None))
+    lines = out.getvalue().splitlines()
+    assert all(len(line) <= width for line in lines)
+    assert sum(EVENT in line for line in lines) == 1
+    assert "│" in out.getvalue()
+    for word in ("analytics@heap", "nobody", "waits"):
+        assert word in out.getvalue()
+
+
 def test_what_is_written_to_a_pipe_is_not_wrapped(run: Run, wrap: str) -> None:
     told = run("keys", "list")
     assert wrap in told.stdout
