@@ -545,7 +545,9 @@ def _day(at: datetime | None) -> str:
 
 
 def _say(key: Key, *, as_json: bool) -> None:
-    typer.echo(json.dumps(_as_json(key)) if as_json else repr(key))
+    place = " ".join(filter(None, (key.domain, key.epoch)))
+    told = f"The {key.use} key {key.kid}{f' for {place}' if place else ''} is {key.state}."
+    typer.echo(json.dumps(_as_json(key)) if as_json else told)
 
 
 def _as_json(key: Key) -> dict[str, Any]:
