@@ -229,9 +229,20 @@ class Client:
         data.setdefault("event_id", uuid4().hex)
         return msgspec.json.encode(data)
 
-    def _tell_away(self) -> None:
-        """Somebody who tries this for the first time must not wonder where the events went."""
-        if self.development:
+    def _tell_away(self, status: int) -> None:
+        """Say why nothing arrives: of a refused key everywhere, once until it is taken again.
+
+        Somebody who tries this for the first time must not wonder where the events went either.
+        """
+        if 200 <= status < 300:  # noqa: PLR2004 - HTTP, 15.3
+            self._said -= {"refused", "away"}
+        elif status in (401, 403):
+            self._say(
+                "refused",
+                f"The gateway refuses our key ({status}): events wait in memory. Compare key and "
+                "project of `url` or TELEMETRY_URL with the [project.…] of the gateway's settings.",
+            )
+        elif self.development:
             self._say(
                 "away",
                 "The gateway does not take events: they wait in memory. Start one: telemetry run",

@@ -10,7 +10,6 @@ Fails closed: a forwarder that could not ask the board for half a minute sends n
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,13 +18,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-import msgspec
 import structlog
 
 from telemetry.brokers import Board, Order
-from telemetry.errors import BrokerError, ConfigError, PolicyError
+from telemetry.errors import BrokerError, PolicyError
 from telemetry.forward import Forwarder
 from telemetry.policy import PolicyRegister
+from telemetry.start import Paused
 
 __all__ = ["Orders"]
 
@@ -57,12 +56,12 @@ class Orders:
         release: Callable[[str], None] = lambda _stage: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._path, self._board, self._register = path, board, register
+        self._kept, self._board, self._register = Paused(path), board, register
         self.recipients, self._release = tuple(recipients), release
         self._monotonic = monotonic
         self.forwarders: Mapping[str, Forwarder] = {}
         self._here: set[str] = set()
-        self._paused = set() if board is not None else set(self._read())
+        self._paused = set() if board is not None else set(self._kept.read())
         self._asked_at = float("-inf")
         self._lost = False
         self._first = True
@@ -145,7 +144,7 @@ class Orders:
                 if order.word == "resume":
                     self._paused.discard(order.name)
             self._here.clear()
-            self._write(self._paused)
+            self._kept.write(self._paused)
             self._obey()
             return
         loop = asyncio.get_running_loop()
@@ -197,23 +196,3 @@ class Orders:
             forwarder.paused = paused
 
     # ------------------------------------------------------------------ beside the embedded log
-
-    def _read(self) -> list[str]:
-        try:
-            return msgspec.json.decode(self._path.read_bytes(), type=list[str])
-        except FileNotFoundError:
-            return []
-        except (OSError, msgspec.MsgspecError):
-            raise ConfigError(
-                "cannot be read, so nobody knows which recipients were paused.",
-                path=self._path,
-                remedy="Remove it if none is to be.",
-            ) from None
-
-    def _write(self, names: Iterable[str]) -> None:
-        beside = self._path.with_suffix(".new")
-        with beside.open("wb") as file:
-            file.write(msgspec.json.encode(sorted(names)))
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(self._path)

@@ -726,12 +726,7 @@ class PolicyRegister:
         self._look()
         if self._states.get(digest) == state:
             return
-        if self._states.get(digest) == "revoked":
-            raise PolicyError(
-                "is a policy that was revoked here.",
-                path=self._path,
-                remedy="Change the policy; a revoked one cannot become live again.",
-            )
+        self.check(digest)
         lines = [{"digest": digest, "state": state, "at": at.isoformat()}]
         if by:
             lines[0]["by"] = by
@@ -750,6 +745,19 @@ class PolicyRegister:
             file.flush()
             os.fsync(file.fileno())
         self._look()
+
+    def check(self, digest: str) -> None:
+        """Refuse a policy that may not become live here.
+
+        Raises:
+            PolicyError: It was revoked here before, which nothing takes back.
+        """
+        if self._states.get(digest) == "revoked":
+            raise PolicyError(
+                "says that this policy was revoked here.",
+                path=self._path,
+                remedy="Change the policy; a revoked one cannot become live again.",
+            )
 
     def revoke(self, digest: str, at: datetime, *, by: str = "") -> str:
         """Revoke a policy that was live here: nothing that it scrubbed leaves any more.
@@ -808,6 +816,12 @@ class PolicyRegister:
                 fresh = file.read()
         except FileNotFoundError:
             return
+        except OSError as error:
+            raise PolicyError(
+                f"cannot be read: {os.strerror(error.errno or 0)}.",
+                path=self._path,
+                remedy="Without it nobody knows which policies were revoked: check who owns it.",
+            ) from None
         whole = fresh[: fresh.rfind(b"\n") + 1]
         with suppress(ValueError):
             json.loads(fresh[len(whole) :])  # a last line that somebody wrote without its end

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import importlib
 import importlib.metadata
-import inspect
 import os
 import resource
 import socket
@@ -31,23 +30,18 @@ from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
 
-import msgspec
 import structlog
 
-from scrubbers.model import RuleError
-from scrubbers.user_agent import reduce_user_agent
 from telemetry import logs
 from telemetry.admin import Admin, socket_name
 from telemetry.books import Books
 from telemetry.brokers import DEAD, HELD, SEALED, Broker, Entry, Room, Shelf, clean
 from telemetry.brokers.buffered import Buffered
 from telemetry.brokers.spool import Spool
-from telemetry.config import Bind, RecipientSettings, Settings, check_vault, is_loopback
+from telemetry.config import Bind, Settings
 from telemetry.dead_letter import Brake, Bury, burying, ends_at, forgetting, sweep
 from telemetry.edge import Edge
 from telemetry.errors import (
@@ -55,13 +49,11 @@ from telemetry.errors import (
     BrokerError,
     ConfigError,
     KeyringError,
-    PolicyError,
     TelemetryError,
 )
 from telemetry.forward import Forwarder, Rate
 from telemetry.gateway import Gateway, Limits, Projects
 from telemetry.identity import (
-    Custody,
     Identity,
     Turn,
     initialise,
@@ -79,18 +71,29 @@ from telemetry.policy import (
     Policy,
     PolicyRegister,
     Recipient,
-    load_policy,
-    policy_dir,
-    schemas_dir,
 )
 from telemetry.redrive import Redrive
 from telemetry.retention import Period, moment_before
 from telemetry.rules import Schemas
 from telemetry.sinks import Sink, shaping_only
+from telemetry.start import (
+    POLICIES_FILE,
+    SPOOL_FILE,
+    Part,
+    Start,
+    check_broker,
+    check_host,
+    made_with,
+    networks_of,
+    open_custody,
+    sink_of,
+    unbindable,
+)
 from telemetry.status import Snapshot
 from telemetry.upkeep import Upkeep
 
 __all__ = [
+    "SPOOL_FILE",
     "Part",
     "Runner",
     "Storage",
@@ -109,7 +112,6 @@ _STUCK_S: Final = 90.0
 _EXIT_LOG_LOST: Final = 71
 _DRAIN_S: Final = 8.0
 _TEND_S: Final = 15.0
-SPOOL_FILE: Final = "spool.sqlite3"
 _LOOK_S: Final = 1.0
 _SHORT_FROM: Final = 7 / 8
 _SHORT_DISK_BYTES: Final = 64 * 1024 * 1024
@@ -238,23 +240,13 @@ def open_broker(settings: Settings) -> Broker:
         BrokerError: It cannot be opened.
     """
     if settings.broker.kind == "kafka":
-        if not settings.broker.bootstrap:
-            raise ConfigError(
-                "broker.kind is kafka, but no broker is named.",
-                remedy="Set broker.bootstrap or TELEMETRY_KAFKA_BOOTSTRAP to host:port.",
-            )
+        check_broker(settings)
         return _open_kafka(settings)
     return _open_spool(settings)
 
 
 def _open_kafka(settings: Settings) -> Broker:
     section = settings.broker
-    hosts = [address.rpartition(":")[0] for address in section.bootstrap.split(",")]
-    if section.protocol == "plaintext" and not settings.trial and not all(map(is_loopback, hosts)):
-        raise ConfigError(
-            "broker.protocol is plaintext, so events would cross the network in clear.",
-            remedy='Set it to "tls" or "sasl_tls".',
-        )
     # Loaded only here: the embedded form needs no Kafka client.
     kafka = importlib.import_module("telemetry.brokers.kafka")
     clients = importlib.import_module("telemetry.brokers.kafka.clients")
@@ -277,46 +269,6 @@ def _open_spool(settings: Settings) -> Spool:
         key=key.expose(),
         quota_bytes=settings.broker.quota_mib * 1024 * 1024,
     )
-
-
-def open_custody(settings: Settings) -> Custody | None:
-    """Give the custody of keys that the settings name; None where keys lie in the clear.
-
-    Raises:
-        KeyringError: custody.kek is none.
-    """
-    if not settings.wraps_keys:
-        return None
-    named = settings.custody
-    return Custody(named.kek, state=settings.state_dir, backup=named.backup)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """Which roles a process plays.
-
-    Attributes:
-        gateway, pseudonymizer: Whether it is one.
-        forwards: To which recipients it forwards; None: to all that the policy names with a sink.
-    """
-
-    gateway: bool = True
-    pseudonymizer: bool = True
-    forwards: tuple[str, ...] | None = None
-
-    @property
-    def whole(self) -> bool:
-        """Whether it is the whole pipeline."""
-        return self.gateway and self.pseudonymizer and self.forwards is None
-
-    @property
-    def name(self) -> str:
-        """What the audit log calls it."""
-        if self.whole:
-            return "run"
-        if self.gateway or self.pseudonymizer:
-            return "gateway" if self.gateway else "pseudonymize"
-        return "forward"
 
 
 @dataclass(slots=True)
@@ -368,27 +320,23 @@ class Runner:
         """
         settings, part = self.settings, self.part
         state = settings.state_dir
-        if not part.whole and settings.broker.kind != "kafka":
-            raise ConfigError(
-                "a role by itself needs a log that others reach too.",
-                remedy='Set broker.kind to "kafka"; or start all roles in one: telemetry run',
-            )
+        # Before anything is made: a start that is refused leaves everything as it was.
+        start = Start(settings, part)
+        start.require()
+        assert start.policy is not None  # noqa: S101 - or it would have been refused
+        self.policy = policy = start.policy
+        forwards = start.forwards
         os.umask(0o077)
         # A core dump holds keys, and events that nobody has scrubbed yet.
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-        state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.policy = policy = load_policy(policy_dir(settings.policy.path))
-        forwards = part.forwards
-        if forwards is None:
-            forwards = tuple(n for n, recipient in policy.recipients.items() if recipient.sink)
-        for name in forwards:
-            if name not in policy.recipients or not policy.recipients[name].sink:
-                raise ConfigError(
-                    f"recipients.toml names no recipient {name!r} with a sink.",
-                    remedy="Take one that it names.",
-                )
-        if part.pseudonymizer:
-            check_vault(settings)
+        try:
+            state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot be made: {os.strerror(error.errno or 0)}.",
+                path=state,
+                remedy="Name another with --state, or let this user write there.",
+            ) from None
         custody = open_custody(settings) if part.pseudonymizer else None
         # Only who has them makes keys; others get the public ones.
         if part.pseudonymizer and custody is None:
@@ -402,7 +350,7 @@ class Runner:
         self.storage = Storage(self._open_log(), state)
         self._open.callback(self.storage.close)
         self._open_audit(state)
-        self.register = register = PolicyRegister(state / "policies.ndjson")
+        self.register = register = PolicyRegister(state / POLICIES_FILE)
         register.enter(policy.digest, "live", datetime.now(UTC))
         self.orders = self._open_orders(state)
         self._open.callback(self.orders.close)
@@ -427,7 +375,7 @@ class Runner:
         self._open.callback(self._depart)
         self.sinks = {name: await self._sink(name) for name in forwards}
         if part.gateway or part.pseudonymizer:
-            self._open_scrubbing(policy, register)
+            self._open_scrubbing(policy, register, start.schemas)
         for name, sink in self.sinks.items():
             self.forwarders[name] = Forwarder(
                 name,
@@ -481,16 +429,12 @@ class Runner:
             broker.close()
             raise
 
-    def _open_scrubbing(self, policy: Policy, register: PolicyRegister) -> None:
+    def _open_scrubbing(
+        self, policy: Policy, register: PolicyRegister, schemas: Schemas | None
+    ) -> None:
         """Open what gateway and pseudonymizer need, each for itself."""
         part, state = self.part, self.settings.state_dir
-        detectors = policy.detectors
-        try:
-            detectors.check_speed(time.thread_time)
-        except RuleError as error:
-            raise PolicyError(str(error), path=policy.folder / "detectors.toml") from None
-        reduce_user_agent("")  # loads its table now, not while the first client waits
-        schemas = Schemas(policy, detectors)
+        assert schemas is not None  # noqa: S101 - a condition of the start of these roles
         dead_sealer = load_dead_letter_sealer(state / "keys" / "public.json")
         if part.gateway:
             self.edge = Edge(schemas)
@@ -594,22 +538,6 @@ class Runner:
         settings = self.settings
         if self.intake is None:
             return None
-        if not settings.trial and not Bind.parse(settings.bind).loopback:
-            raise ConfigError(
-                f"bind {settings.bind} would take events in clear over the network.",
-                remedy="Bind to loopback and put a TLS proxy before it.",
-            )
-        if not settings.trial and not settings.project:
-            raise ConfigError(
-                "no client may send: no [project.NAME] is configured.",
-                remedy="Give each application a [project.NAME] with key and tenant.",
-            )
-        for kind in settings.gateway.yields:
-            if not (schemas_dir() / f"{kind}.avsc").is_file():
-                raise ConfigError(
-                    f"gateway.yields names {kind!r}, which is no kind.",
-                    remedy="Kinds are the names of the records in schemas/.",
-                )
         projects = Projects(settings.project, open_to_all=settings.trial and not settings.project)
         if projects.open_to_all:
             self._say("Clients: any key is accepted (no [project.…] is configured).")
@@ -647,34 +575,12 @@ class Runner:
 
     async def _sink(self, name: str) -> Sink:
         """Make the sink of a recipient; in development a stand-in may take its place."""
-        recipient = self.policy.recipients[name]
-        module, _, class_name = recipient.sink.partition(":")
-        try:
-            sink_class: type[Sink] = getattr(importlib.import_module(module), class_name)
-        except (ImportError, AttributeError):
-            raise ConfigError(
-                f"recipients.toml names the sink {recipient.sink!r}, which does not exist.",
-                remedy="Name an importable class as module:Class.",
-            ) from None
-        given = _given(self.settings.recipient.get(name, RecipientSettings()))
-        if not given and self.settings.trial and sink_class.stand_in:
-            given = await self._stand_in(name, sink_class.stand_in)
-        takes = inspect.signature(sink_class).parameters
-        if unknown := [key for key in given if key not in takes]:
-            raise ConfigError(
-                f"recipient.{name} has {unknown[0]!r}, which {class_name} does not take.",
-                remedy=f"It takes: {', '.join(k for k in takes if k in _RECIPIENT_KEYS)}.",
-            )
-        lacking = [k for k, p in takes.items() if p.default is p.empty and k not in given]
-        if lacking:
-            raise ConfigError(
-                f"recipient.{name} lacks {' and '.join(map(repr, lacking))}.",
-                remedy=f"Set it in telemetry.toml under [recipient.{name}].",
-            )
-        if not self.settings.trial:
-            check_host(name, recipient.hosts, given)
-        where = {"networks": networks_of(recipient, trial=self.settings.trial)}
-        sink = sink_class(**given, **{key: where[key] for key in where if key in takes})
+        sink_class, given = sink_of(self.settings, self.policy, name)
+        if given is None:
+            place = await self._stand_in(name, sink_class.stand_in)
+            recipient = self.policy.recipients[name]
+            given = made_with(self.settings, recipient, name, sink_class, place)
+        sink = sink_class(**given)
         self._open.push_async_callback(sink.close)
         return sink
 
@@ -1013,27 +919,7 @@ def _taken(name: str, address: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(
-            f"{name} {address} cannot be listened on: {os.strerror(error.errno or 0)}.",
-            remedy="End what listens there, or name another address.",
-        ) from None
-
-
-_RECIPIENT_KEYS: Final = (*(f.name for f in msgspec.structs.fields(RecipientSettings)), "api_key")
-
-
-def _given(settings: RecipientSettings) -> dict[str, str]:
-    """Keyword arguments for a sink: what is set, with secrets read from their files."""
-    given = {key: value for key, value in msgspec.to_builtins(settings).items() if value}
-    given.pop("search", None)  # for who searches there, not for what sends
-    if path := given.pop("api_key_file", ""):
-        try:
-            given["api_key"] = Path(path).read_text("utf-8").strip()
-        except OSError:
-            raise ConfigError(
-                "cannot be read.", path=Path(path), remedy="Name a readable file."
-            ) from None
-    return given
+        raise unbindable(name, address, error) from None
 
 
 def rates_of(recipient: Recipient) -> list[Rate]:
@@ -1042,37 +928,3 @@ def rates_of(recipient: Recipient) -> list[Rate]:
         Rate(events=r.events, period_s=r.period_s, each=r.each, kinds=frozenset(r.kinds))
         for r in recipient.rates
     ]
-
-
-def networks_of(recipient: Recipient, *, trial: bool) -> list[str]:
-    """Give the networks in which a recipient may be besides the public Internet.
-
-    Those that the policy has among its hosts; in development all.
-    """
-    if trial:
-        return ["0.0.0.0/0", "::/0"]
-    networks = []
-    for host in recipient.hosts:
-        with suppress(ValueError):
-            networks.append(str(ip_network(host)))
-    return networks
-
-
-def check_host(name: str, hosts: Sequence[str], given: Mapping[str, str]) -> None:
-    """Let nothing out but to the hosts that the policy names for a recipient.
-
-    Args:
-        name: The recipient.
-        hosts: What ``recipients.toml`` names; their subdomains count too.
-        given: Its settings, of which ``url`` and ``dsn`` say where it is.
-
-    Raises:
-        ConfigError: It is somewhere else. The message does not say where.
-    """
-    for key in ("url", "dsn"):
-        host = urlsplit(given.get(key, "")).hostname
-        if host is not None and not any(host == h or host.endswith(f".{h}") for h in hosts):
-            raise ConfigError(
-                f"recipient.{name} has a {key} at a host that recipients.toml does not name.",
-                remedy=f"Use one of: {', '.join(hosts)}; or add the host to the policy.",
-            )

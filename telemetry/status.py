@@ -36,6 +36,27 @@ _WORKING: Final = "running"
 _LOST: Final = ("no_room", "expired", "log_retention")
 
 
+_STATES: Final = {
+    "paused": "as somebody ordered. Events wait. To go on: telemetry resume {name}",
+    "braked": "nearly everything became a dead letter. Look: telemetry dead list --stage {name}; "
+    "to go on: telemetry resume {name}",
+    "blocked": "it refuses our credentials (401 or 403). Events wait. Check [recipient.{name}]; it "
+    "goes on by itself once they are taken",
+    "waiting": "it does not answer, or asked us to wait. It goes on by itself",
+}
+_HOLDING: Final = {
+    "VaultError": "the vault cannot be asked. Check [vault] url and journal, and its server",
+    "KeyringError": "a key is missing or the keyset cannot be read. See: telemetry keys verify",
+    "PolicyError": "the live policy was revoked, or its register cannot be read. See: telemetry "
+    "policy list; start again with another policy",
+    "BrokerError": "the log cannot be read or written. Check its disk, or Kafka",
+    "SpoolFull": "the log or its disk is full. Make room, or raise broker.quota_mib",
+    "AuditError": "the audit log cannot be written. Check its folder and its disk",
+    "TooManyDead": "nearly everything became a dead letter. Look: telemetry dead list --stage "
+    "{name}; to go on: telemetry resume {name}",
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """The state of a pipeline at one moment.
@@ -154,12 +175,21 @@ def _leaking(found: Snapshot) -> Answer:
 
 def _safe(found: Snapshot) -> Answer:
     because = [
-        f"{name} is {state}" for name, state in found.forwarders.items() if state != _WORKING
+        f"{name} is {state}{_explained(_STATES, state, name)}"
+        for name, state in found.forwarders.items()
+        if state != _WORKING
     ]
     if found.holding:
-        because.insert(0, f"the pseudonymizer takes nothing: {found.holding}")
+        why = _explained(_HOLDING, found.holding, "pseudonymizer")
+        because.insert(0, f"the pseudonymizer takes nothing: {found.holding}{why}")
     because += [f"{name} is a stand-in, not the real one" for name in found.stand_ins]
     return Answer("safe now?", not because, "no" if because else "yes", tuple(because))
+
+
+def _explained(sentences: Mapping[str, str], word: str, name: str) -> str:
+    """Say what a word means and what to do about it."""
+    sentence = sentences.get(word, "")
+    return f", {sentence.format(name=name)}" if sentence else ""
 
 
 def _time_left(found: Snapshot) -> Answer:

@@ -184,7 +184,8 @@ class Handover:
             on the background thread only.
         warm: Run once by each background thread before its first entry: what would otherwise cost
             the application's first request.
-        away: Called when the gateway does not take what it was given; it is tried again.
+        away: Called with the status, or 0 without any, whenever the gateway does not take what it
+            was given, which is tried again; and with its status when it takes something again.
         name: Of the service, for the gateway's log.
         max_events: Most events that wait.
         max_bytes: Most bytes that wait.
@@ -196,7 +197,7 @@ class Handover:
         prepare: Callable[[Entry], bytes | str],
         *,
         warm: Callable[[], object] = lambda: None,
-        away: Callable[[], object] = lambda: None,
+        away: Callable[[int], object] = lambda _status: None,
         name: str = "",
         max_events: int = 10_000,
         max_bytes: int = 16 * 1024 * 1024,
@@ -428,6 +429,7 @@ class Handover:
             status, wait_s = self._post(request)
             if 200 <= status < 300:  # noqa: PLR2004 - HTTP, 15.3
                 self._fruitless_s = 0.0
+                self._away(status)
                 self._finish_first("handed_over")
                 return
             if status == 413 and len(request.bodies) > 1:  # noqa: PLR2004 - HTTP, 15.5.14
@@ -439,7 +441,7 @@ class Handover:
                 return
             attempt += 1
             self.count("retries")
-            self._away()
+            self._away(status)
             self._back_off(attempt, wait_s)
 
     def _finish_first(self, outcome: str) -> None:

@@ -23,9 +23,11 @@ Source:
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import logging
 import os
 import sqlite3
+import struct
 import time
 import weakref
 from collections import Counter
@@ -43,6 +45,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 from telemetry.batch import decode_batch
 from telemetry.brokers import DEAD, HELD, SEALED, Counts, Entry, Kept, Polled, Room, pack, stage_of
 from telemetry.errors import BrokerError, DecodeError, KeyringError, SpoolFull
+from telemetry.identity import guarded
 from telemetry.parcel import Parcel
 
 __all__ = ["BALLAST_BYTES", "KEY_BYTES", "QUOTA_BYTES", "Spool"]
@@ -56,6 +59,7 @@ _log = logging.getLogger(__name__)
 _APPLICATION_ID: Final = 0x4D696C63  # "Milc", so that `file` and a wrong path can be told apart
 _FORMAT: Final = 2
 _NONCE_BYTES: Final = 12
+_FLOCK: Final = "hhqqi4x"  # struct flock of Linux: type, whence, start, length, pid
 # A checkpoint moves this many pages of 4 KiB. Small, because when the disk is full the WAL must
 # fit into what the ballast gives back; larger values gained nothing measurable.
 _CHECKPOINT_PAGES: Final = 512
@@ -171,6 +175,60 @@ class Spool:
         return f"Spool({self._path.name}, {'closed' if self._closed else 'open'})"
 
     # ------------------------------------------------------------------ the five calls
+
+    @staticmethod
+    def inspect(path: Path, *, key: bytes | None) -> None:
+        """Refuse what opening a spool would refuse, and change nothing.
+
+        Args:
+            path: As for `Spool`.
+            key: As for `Spool`; None if it is still to be made.
+
+        Raises:
+            KeyringError: The file is sealed with another key, or may not be read and written.
+            BrokerError: It is no spool, of a later version, or another process has it.
+        """
+        if any(other.holds(path) for other in _open_spools):
+            # To close any descriptor of its file would drop that spool's own lock.
+            raise _taken(path)
+        try:
+            if path.exists() and _locked_by_another(path):
+                raise _taken(path)
+            connection = guarded.looking(path)
+        except OSError as error:
+            raise BrokerError(f"{path} cannot be opened: {error.strerror}.") from None
+        if connection is None:
+            return
+        try:
+            [(version,)] = connection.execute("PRAGMA user_version")
+            [(application,)] = connection.execute("PRAGMA application_id")
+            if (application, version) == (0, 0):
+                [(tables,)] = connection.execute("SELECT count(*) FROM sqlite_schema")
+                if tables:
+                    raise BrokerError(f"{path} is a database, but no spool.")
+                return
+            if application != _APPLICATION_ID or version not in (1, _FORMAT):
+                raise BrokerError(f"{path} is no spool of a version that this one reads.")
+            row = connection.execute("SELECT value FROM meta WHERE name = 'proof'").fetchone()
+        except sqlite3.DatabaseError as error:
+            if _name_of(error).startswith("SQLITE_CORRUPT"):
+                return  # what a start salvages
+            raise BrokerError(f"{path} is no spool of a version that this one reads.") from None
+        finally:
+            connection.close()
+        try:
+            sealed = row[0] if row else b""
+            if key is None:
+                raise InvalidTag  # noqa: TRY301 - no key opens it
+            AESGCMSIV(key).decrypt(
+                sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], _bound_to("meta", 0)
+            )
+        except (InvalidTag, ValueError):
+            raise _sealed_otherwise(path) from None
+
+    def holds(self, path: Path) -> bool:
+        """Tell whether this spool has a file open in this process."""
+        return not self._closed and self._path.absolute() == path.absolute()
 
     def append(
         self,
@@ -536,11 +594,7 @@ class Spool:
         try:
             self._open_bytes("meta", 0, row[0] if row else b"")
         except DecodeError:
-            raise KeyringError(
-                "is sealed with another key.",
-                path=self._path,
-                remedy="Give the key it was made with, or move the file away.",
-            ) from None
+            raise _sealed_otherwise(self._path) from None
 
     def _load(self, connection: sqlite3.Connection) -> None:
         """Read the mirrors; after a disk error, check them against what was acknowledged."""
@@ -917,7 +971,7 @@ class Spool:
         """Say what to do. SQLite's own text is left out: it may quote SQL."""
         name = _name_of(error)
         if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-            return BrokerError(f"{self._path} is open in another process.")
+            return _taken(self._path)
         if name.startswith("SQLITE_FULL"):
             return SpoolFull(f"The disk of {self._path} is full.")
         if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
@@ -928,6 +982,32 @@ class Spool:
 def _size_of(parcels: Sequence[Parcel]) -> int:
     """Bytes that parcels take, about."""
     return sum(len(p.body) + len(p.capsule) + len(p.remarks) + _ROW_BYTES for p in parcels)
+
+
+def _taken(path: Path) -> BrokerError:
+    return BrokerError(
+        f"{path} is open in another process. End what runs there, or name another state folder."
+    )
+
+
+def _sealed_otherwise(path: Path) -> KeyringError:
+    return KeyringError(
+        "is sealed with another key.",
+        path=path,
+        remedy="Give the key it was made with, or move the file away.",
+    )
+
+
+def _locked_by_another(path: Path) -> bool:
+    """Tell whether another process has SQLite's lock on a file; takes none."""
+    wanted = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        found = fcntl.fcntl(descriptor, fcntl.F_GETLK, wanted)
+    finally:
+        os.close(descriptor)
+    kind: int = struct.unpack(_FLOCK, found)[0]
+    return kind != fcntl.F_UNLCK
 
 
 def _name_of(error: sqlite3.Error) -> str:

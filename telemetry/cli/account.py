@@ -23,9 +23,9 @@ from rich.table import Table
 
 from telemetry.admin import NotRunningError
 from telemetry.admin import ask as ask_running
-from telemetry.cli import EXIT_NO, Config, Json, State, app
+from telemetry.cli import EXIT_NO, Config, Json, State, app, print_table, settings_of
 from telemetry.cli.audit import open_identity, open_log
-from telemetry.config import Settings, load_settings
+from telemetry.config import Settings
 from telemetry.errors import ConfigError
 
 # Whoever asks for help must not wait for the vault's library.
@@ -81,7 +81,7 @@ def _opened(
     )
     from telemetry.policy import load_policy, policy_dir  # noqa: PLC0415
 
-    settings = load_settings(config, overrides={"state": str(state) if state else None})
+    settings = settings_of(config, state)
     policy = load_policy(policy_dir(settings.policy.path))
     with ExitStack() as stack:
         identity = open_identity(settings)
@@ -313,7 +313,7 @@ _STATES: Final = {
 def _print_tokens(rows: Sequence[dict[str, Any]]) -> None:
     table = Table(show_edge=False)
     for column in ("line", "recipient", "epoch", "token", "link"):
-        table.add_column(column, overflow="fold", no_wrap=column == "token")
+        table.add_column(column)
     for row in rows:
         if not row["tokens"]:
             table.add_row(str(row["line"]), f"({_STATES[row['state']]})", "", "", "")
@@ -321,7 +321,7 @@ def _print_tokens(rows: Sequence[dict[str, Any]]) -> None:
             link = one["link"] or f"(set recipient.{one['recipient']}.search)"
             cells = (one["recipient"], one["epoch"], one["token"], link)
             table.add_row(str(row["line"]), *map(escape, cells))
-    Console(highlight=False, soft_wrap=True).print(table)
+    print_table(table)
 
 
 @account.command()
@@ -427,12 +427,12 @@ def show(*, config: Config = None, state: State = None, as_json: Json = False) -
         return
     table = Table(show_edge=False)
     for column in ("id", "state", "domain", "reason", "ticket", "requester", "until"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column)
     for one in found:
         until = one.until.isoformat(timespec="minutes")
         cells = (one.id, one.state, one.domain, one.reason, one.ticket, one.requester, until)
         table.add_row(*map(escape, cells))
-    Console(highlight=False).print(table)
+    print_table(table)
 
 
 @reidentify.command()

@@ -12,12 +12,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from telemetry.cli import EXIT_NO, Config, Json, State, app
-from telemetry.config import Settings, load_settings
+from telemetry.cli import (
+    EXIT_NO,
+    Config,
+    Json,
+    State,
+    Yes,
+    app,
+    confirm,
+    print_table,
+    require_keys,
+    settings_of,
+)
+from telemetry.config import Settings
 from telemetry.errors import ConfigError
 
 # Whoever asks for help must not wait for the vault's library.
@@ -36,10 +46,6 @@ Key = Annotated[
     list[str],
     typer.Option("--key", help="Public key of the log, or a file of keys; may be repeated."),
 ]
-
-
-def _settings(config: Path | None, state: Path | None) -> Settings:
-    return load_settings(config, overrides={"state": str(state) if state else None})
 
 
 def open_log(settings: Settings, identity: Identity | None = None) -> AuditLog:
@@ -98,8 +104,9 @@ def open_identity(settings: Settings) -> Identity:
         VaultError: The vault cannot be reached.
     """
     from telemetry.identity import Identity  # noqa: PLC0415
-    from telemetry.run import open_custody  # noqa: PLC0415
+    from telemetry.start import open_custody  # noqa: PLC0415
 
+    require_keys(settings)
     return Identity.open(
         settings.state_dir,
         environment=settings.environment,
@@ -146,11 +153,12 @@ def show(
 
       telemetry audit log --export audit.jsonl
     """
-    log = open_log(_settings(config, state))
+    log = open_log(settings_of(config, state))
     try:
         if export is not None:
             size = _export(log, export)
-            typer.echo(json.dumps({"entries": size, "file": str(export)}))
+            told = {"entries": size, "file": str(export)}
+            typer.echo(json.dumps(told) if as_json else f"{size} entries in {export}.")
             return
         moment = None if since is None else since.replace(tzinfo=since.tzinfo or UTC)
         entries = log.entries(action=action, actor=actor, since=moment)
@@ -160,13 +168,13 @@ def show(
         for entry in entries:
             typer.echo(json.dumps(entry.as_json(), ensure_ascii=False))
         return
-    Console(highlight=False).print(_table(entries))
+    print_table(_table(entries))
 
 
 def _table(entries: Sequence[Entry]) -> Table:
     table = Table(show_edge=False)
     for column in ("seq", "time", "actor", "action", "result", "about"):
-        table.add_column(column, justify="right" if column == "seq" else "left", overflow="fold")
+        table.add_column(column, justify="right" if column == "seq" else "left")
     for entry in entries:
         body = {k: v for k, v in (entry.body or {}).items() if v != ""}
         about = "(erased)" if entry.body is None else " ".join(f"{k}={v}" for k, v in body.items())
@@ -205,7 +213,7 @@ def checkpoint(*, config: Config = None, state: State = None, as_json: Json = Fa
     """
     from telemetry.identity.audit import Checkpoint  # noqa: PLC0415
 
-    with signing_log(_settings(config, state)) as log:
+    with signing_log(settings_of(config, state)) as log:
         note, key = log.checkpoint(), log.key
     head = Checkpoint.parse(note)
     told = {"size": head.size, "root": head.root.hex(), "checkpoint": note, "key": str(key)}
@@ -329,7 +337,7 @@ def prove(
     """
     if (seq is None) == (since is None):
         raise typer.BadParameter("Name either an entry or --since.")
-    with signing_log(_settings(config, state)) as log:
+    with signing_log(settings_of(config, state)) as log:
         told = log.prove(seq) if seq is not None else log.prove_growth(_text(since or Path()))
     typer.echo(json.dumps(told, ensure_ascii=False))
 
@@ -340,20 +348,35 @@ def erase(
     *,
     reason: Annotated[str, typer.Option(help="Why; it stands in the log.")],
     ticket: Annotated[str, typer.Option(help="Where it is explained.")] = "",
+    yes: Yes = False,
     config: Config = None,
     state: State = None,
+    as_json: Json = False,
 ) -> None:
     """Destroy the content of an entry; its place in the log and every proof stay.
 
     Who, when and which action stay too: they are what is proved. That it was done is an entry.
+    Asks first; exit code 1 if the answer is no.
 
     Examples:
 
       telemetry audit erase 17 --reason "a customer's name in the ticket"
+
+      telemetry audit erase 17 --reason "a customer's name" --ticket DPO-4 --yes --json
     """
     from telemetry.identity.audit import actor_of  # noqa: PLC0415
 
-    with signing_log(_settings(config, state)) as log:
+    settings = settings_of(config, state)
+    log = open_log(settings)
+    try:
+        found = log.entries(first=seq, last=seq)
+    finally:
+        log.close()
+    if found:
+        what = f"{found[0].action} by {found[0].actor} at {found[0].time}"
+        confirm(f"Destroy the content of entry {seq} ({what}) for good?", yes=yes)
+    with signing_log(settings) as log:
         log.erase(seq, actor=actor_of(), reason=reason, ticket=ticket)
         log.checkpoint()
-    typer.echo(json.dumps({"erased": seq}))
+    told = f"The content of entry {seq} is destroyed; its place and every proof stay."
+    typer.echo(json.dumps({"erased": seq}) if as_json else told)

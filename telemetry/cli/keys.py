@@ -17,9 +17,20 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from telemetry.cli import EXIT_NO, Config, Json, State, app
+from telemetry.cli import (
+    EXIT_NO,
+    Config,
+    Json,
+    State,
+    Yes,
+    app,
+    confirm,
+    print_table,
+    require_keys,
+    settings_of,
+)
 from telemetry.cli.audit import witness, witnessed
-from telemetry.config import Settings, load_settings
+from telemetry.config import Settings
 from telemetry.errors import ConfigError, KeyringError
 
 if TYPE_CHECKING:
@@ -49,17 +60,12 @@ _EVERYWHERE_S: Final = 150.0
 _COLOURS: Final = {"PRIMARY": "green", "DISABLED": "yellow", "DESTROYED": "dim"}
 
 Kid = Annotated[str, typer.Argument(help="Name of the key: telemetry keys list.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 Domain = Annotated[str, typer.Option(help="purpose@recipient, for token and delivery keys.")]
 Epoch = Annotated[str, typer.Option(help="rel or like 2026q4, for token keys.")]
 
 
-def _settings(config: Path | None, state: Path | None) -> Settings:
-    return load_settings(config, overrides={"state": str(state) if state else None})
-
-
 def _custody(settings: Settings) -> Custody | None:
-    from telemetry.run import open_custody  # noqa: PLC0415 - help must not wait for all of it
+    from telemetry.start import open_custody  # noqa: PLC0415 - help must not wait for all of it
 
     return open_custody(settings)
 
@@ -67,6 +73,7 @@ def _custody(settings: Settings) -> Custody | None:
 def _ring(settings: Settings) -> Keyring:
     from telemetry.identity.keyring import Keyring  # noqa: PLC0415
 
+    require_keys(settings)
     return Keyring.load(
         settings.state_dir / _KEYSET,
         environment=settings.environment,
@@ -111,7 +118,7 @@ def init(*, config: Config = None, state: State = None, as_json: Json = False) -
     from telemetry.identity import initialise, initialise_development  # noqa: PLC0415
     from telemetry.identity.audit import about_key  # noqa: PLC0415
 
-    settings = _settings(config, state)
+    settings = settings_of(config, state)
     custody, made = _custody(settings), False
     there = (settings.state_dir / _KEYSET).exists()
     before = {key.kid for key in _ring(settings).entries()} if there else set()
@@ -150,13 +157,15 @@ def list_keys(
 
       telemetry keys list --all --json | jq -r '.[] | select(.state == "DESTROYED").receipt'
     """
-    keys = [k for k in _ring(_settings(config, state)).entries() if every or k.state != "DESTROYED"]
+    keys = [
+        k for k in _ring(settings_of(config, state)).entries() if every or k.state != "DESTROYED"
+    ]
     if as_json:
         typer.echo(json.dumps([_as_json(key) for key in keys]))
         return
     table = Table(show_edge=False)
     for column in ("kid", "use", "state", "for", "made", "used from", "destroyed"):
-        table.add_column(column, no_wrap=column != "for")
+        table.add_column(column)
     for key in keys:
         what = " ".join(filter(None, (key.domain, key.epoch))) or (
             f"version {key.version}" if key.version else ""
@@ -166,7 +175,7 @@ def list_keys(
         table.add_row(
             key.kid, key.use, state_, what, _day(key.created), _day(key.not_before), _day(gone)
         )
-    Console(highlight=False).print(table)
+    print_table(table)
 
 
 @keys_app.command()
@@ -187,7 +196,7 @@ def create(
 
       telemetry keys create token --domain analytics@heap --epoch rel
     """
-    settings = _settings(config, state)
+    settings = settings_of(config, state)
     ring = _ring(settings)
     with _witness(settings, "key.create") as tell:
         _say(tell(ring.create(_use(use), domain=domain, epoch=epoch)), as_json=as_json)
@@ -212,7 +221,7 @@ def promote(
 
       telemetry keys promote 3dpd7npx
     """
-    settings = _settings(config, state)
+    settings = settings_of(config, state)
     ring = _ring(settings)
     after = _former_ends(_named(ring, kid).use)
     with _witness(settings, "key.promote") as tell:
@@ -228,7 +237,7 @@ def enable(kid: Kid, *, config: Config = None, state: State = None, as_json: Jso
 
       telemetry keys enable 3dpd7npx
     """
-    settings = _settings(config, state)
+    settings = settings_of(config, state)
     ring = _ring(settings)
     with _witness(settings, "key.enable") as tell:
         _say(tell(ring.enable(kid)), as_json=as_json)
@@ -242,7 +251,7 @@ def disable(kid: Kid, *, config: Config = None, state: State = None, as_json: Js
 
       telemetry keys disable 3dpd7npx
     """
-    settings = _settings(config, state)
+    settings = settings_of(config, state)
     ring = _ring(settings)
     with _witness(settings, "key.disable") as tell:
         _say(tell(ring.disable(kid)), as_json=as_json)
@@ -263,10 +272,10 @@ def destroy(
 
       telemetry keys destroy 3dpd7npx --yes --json > receipt.json
     """
-    settings = _settings(config, state)
+    settings = settings_of(config, state)
     ring = _ring(settings)
     key = _named(ring, kid)
-    _confirm(f"Destroy {key!r}? Whatever needs it is lost for ever.", yes=yes)
+    confirm(f"Destroy {key!r}? Whatever needs it is lost for ever.", yes=yes)
     with _witness(settings, "key.destroy") as tell:
         receipt = ring.destroy(kid)
         tell(key)
@@ -294,7 +303,9 @@ def rotate(
 ) -> None:
     """Exchange a key at once, or do what is due by the calendar.
 
-    A token key: its recipient gets another token for everybody, and nobody can join them. A seal
+    A token key of a quarter: its recipient gets another token for everybody from now on, and cannot
+    join them with the former ones. A token key of rel: who is known keeps their token, since the
+    vault pins each subject to the key of its first day; who is new gets one of the new key. A seal
     key: gateways on other hosts need the new public.json before the former key ends in four days.
     kek: all keys are wrapped with another key-encryption key; set custody.kek to the same
     afterwards, and start again.
@@ -309,9 +320,9 @@ def rotate(
 
       telemetry keys rotate kek --to file:/etc/telemetry/kek
     """
-    settings = _settings(config, state)
+    settings = settings_of(config, state)
     if use == "kek":
-        _rotate_kek(settings, to)
+        _rotate_kek(settings, to, as_json=as_json)
         return
     if to:
         raise ConfigError("--to is for kek only.", remedy="See: telemetry keys rotate --help.")
@@ -334,12 +345,25 @@ def rotate(
         typer.echo(f"{len(turns)} done; nothing else is due.")
         return
     if use == "token":
-        _confirm(f"Give everybody another token at {domain}?", yes=yes)
+        confirm(_rotates(domain, epoch), yes=yes)
     with _witness(settings, "key.rotate") as tell:
         made = ring.create(_use(use), domain=domain, epoch=epoch)
         _wait_until_everywhere(ring, made.kid)
         key = tell(ring.promote(made.kid, destroy_former_after=_former_ends(use)))
     _say(key, as_json=as_json)
+
+
+def _rotates(domain: str, epoch: str) -> str:
+    """Ask for what a new token key does: it differs with the epoch (DESIGN 4, pinning)."""
+    if epoch == "rel":
+        return (
+            f"Make a new token key for {domain}? Whoever is known there keeps their token; only "
+            "who is new from now on gets one of the new key."
+        )
+    return (
+        f"Give everybody another token at {domain} for the rest of {epoch}? The recipient counts "
+        "each of them twice in that quarter."
+    )
 
 
 def _wait_until_everywhere(ring: Keyring, kid: str) -> None:
@@ -358,7 +382,7 @@ def _former_ends(use: str) -> datetime | None:
     return datetime.now(UTC) + SEAL_LAG if use == "seal" else None
 
 
-def _rotate_kek(settings: Settings, to: str) -> None:
+def _rotate_kek(settings: Settings, to: str, *, as_json: bool) -> None:
     from telemetry.identity.custody import Custody  # noqa: PLC0415
     from telemetry.identity.keyring import Keyring  # noqa: PLC0415
 
@@ -377,6 +401,9 @@ def _rotate_kek(settings: Settings, to: str) -> None:
     with _witness(settings, "key.custody") as tell:
         Keyring.change_custody(path, environment=settings.environment, old=old, new=new)
         tell(None)
+    if as_json:
+        typer.echo(json.dumps({"custody": to.partition(":")[0], "advice": new.advice}))
+        return
     typer.echo(
         f"All keys are wrapped anew. Now set custody.kek = {json.dumps(to)} and start again."
     )
@@ -397,7 +424,7 @@ def verify(*, config: Config = None, state: State = None, as_json: Json = False)
 
       telemetry keys verify --json | jq .complaints
     """
-    settings = _settings(config, state)
+    settings = settings_of(config, state)
     ring = _ring(settings)
     complaints = _complaints(ring, settings)
     keys = [key for key in ring.entries() if key.state != "DESTROYED"]
@@ -460,7 +487,7 @@ def export_public(*, config: Config = None, state: State = None) -> None:
 
       telemetry keys export-public > public.json
     """
-    typer.echo(_ring(_settings(config, state)).public_document().decode(), nl=False)
+    typer.echo(_ring(settings_of(config, state)).public_document().decode(), nl=False)
 
 
 @keys_app.command()
@@ -480,7 +507,7 @@ def copies(
 
       telemetry keys copies --add "USB stick 3, safe of the data protection officer"
     """
-    settings = _settings(config, state)
+    settings = settings_of(config, state)
     ring = _ring(settings)
     # Not where: that is free text, and the receipts name it.
     if add:
@@ -513,17 +540,14 @@ def _named(ring: Keyring, kid: str) -> Key:
     raise ConfigError("there is no key of that name.", remedy="See: telemetry keys list.")
 
 
-def _confirm(question: str, *, yes: bool) -> None:
-    if not yes and not typer.confirm(question):
-        raise typer.Exit(EXIT_NO)
-
-
 def _day(at: datetime | None) -> str:
     return "" if at is None else at.astimezone(UTC).date().isoformat()
 
 
 def _say(key: Key, *, as_json: bool) -> None:
-    typer.echo(json.dumps(_as_json(key)) if as_json else repr(key))
+    place = " ".join(filter(None, (key.domain, key.epoch)))
+    told = f"The {key.use} key {key.kid}{f' for {place}' if place else ''} is {key.state}."
+    typer.echo(json.dumps(_as_json(key)) if as_json else told)
 
 
 def _as_json(key: Key) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import asyncio
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -31,9 +32,9 @@ from rich.table import Table
 from telemetry import logs
 from telemetry.admin import NotRunningError, ask
 from telemetry.brokers import DEAD, HELD
-from telemetry.cli import EXIT_NO, Config, Json, State, app
+from telemetry.cli import EXIT_NO, Config, Json, State, Yes, app, confirm, print_table, settings_of
 from telemetry.cli.audit import witness
-from telemetry.config import Settings, load_settings
+from telemetry.config import Settings
 from telemetry.errors import CapsuleError
 from telemetry.letters import Chosen, Letter, Meant, Opened, page, purge, release
 from telemetry.status import spoken
@@ -97,11 +98,11 @@ def list_letters(
         return
     table = Table(show_edge=False)
     for column in ("reason", "stage", "path", "kind", "age", "place", "event", "goes again"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column)
     for one in found:
         row = (one.reason, one.stage, one.path, one.kind, spoken(one.age_s), one.place)
         table.add_row(*map(escape, row), one.event_id, one.goes_again)
-    console.print(table)
+    print_table(table)
 
 
 @dead_app.command()
@@ -208,27 +209,35 @@ def replay(  # noqa: PLR0913 - options
 
 
 @dead_app.command("purge")
-def purge_letters(
+def purge_letters(  # noqa: PLR0913 - options
     *,
     event: EventId = "",
     reason: Reason = "",
     stage: Stage = "",
     older_than: OlderThan = "",
     everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    yes: Yes = False,
     config: Config = None,
     state: State = None,
     as_json: Json = False,
 ) -> None:
     """Delete dead letters for good. They stay counted: dropped at dead, purged.
 
+    Asks first, and says how many; exit code 1 if the answer is no.
+
     Examples:
 
       telemetry dead purge --reason undecodable --older-than 7d
 
-      telemetry dead purge --all --json
+      telemetry dead purge --all --yes --json
     """
     chosen = _some(event, reason, stage, older_than, everything=everything)
     with _Desk(config, state) as desk:
+        if not yes:
+            counted = Counter(one.reason for letters in desk.pages(chosen) for one in letters)
+            listed = ", ".join(f"{reason} {count}" for reason, count in sorted(counted.items()))
+            if counted:
+                confirm(f"Delete {counted.total()} dead letters for good ({listed})?", yes=yes)
         purged = 0
         with _progress("purged", desk.waiting()) as advance:
             for count in desk.purge(chosen):
@@ -275,7 +284,7 @@ def list_held(
     for one in found:
         row = (one.reason, one.kind, spoken(one.age_s), f"{one.retain_until:%Y-%m-%d}", one.place)
         table.add_row(*map(escape, row), one.event_id, one.goes_again)
-    console.print(table)
+    print_table(table, console)
 
 
 @held_app.command("release")
@@ -388,8 +397,7 @@ class _Desk:
     """
 
     def __init__(self, config: Path | None, state: Path | None) -> None:
-        overrides = {"state": str(state) if state else None}
-        self._settings: Settings = load_settings(config, overrides=overrides)
+        self._settings: Settings = settings_of(config, state)
         self._on_kafka = self._settings.broker.kind == "kafka"
         self._topics: Any = None
         self._witnessed: set[str] = set()
@@ -408,7 +416,7 @@ class _Desk:
             KeyringError: It is not one, others can read it, or it is not for this environment.
         """
         from telemetry.identity import load_dead_letter_opener  # noqa: PLC0415 - only with a key
-        from telemetry.run import open_custody  # noqa: PLC0415
+        from telemetry.start import open_custody  # noqa: PLC0415
 
         settings = self._settings
         return load_dead_letter_opener(
@@ -549,7 +557,10 @@ class _Desk:
             yield self._topics
             return
         if not (settings.state_dir / "spool.sqlite3").exists():
-            raise NotRunningError(f"There is no log in {settings.state_dir}.")
+            raise NotRunningError(
+                f"There is no log in {settings.state_dir}. The first `telemetry run` makes it; if "
+                "it is elsewhere, name that folder with --state."
+            )
         spool: Any = open_broker(settings)
         try:
             yield spool

@@ -6,9 +6,7 @@ import asyncio
 import json
 import os
 import signal
-import time
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -18,21 +16,30 @@ from rich.markup import escape
 from rich.table import Table
 
 from telemetry import logs
-from telemetry.admin import ask, ask_each
-from telemetry.cli import EXIT_NO, Config, Json, State, app
-from telemetry.config import Settings, check_vault, load_settings
-from telemetry.errors import ConfigError
+from telemetry.admin import NotRunningError, ask, ask_each
+from telemetry.cli import (
+    EXIT_CONFIG,
+    EXIT_NO,
+    Config,
+    Json,
+    State,
+    app,
+    complain,
+    print_table,
+    settings_of,
+)
+from telemetry.config import Settings
+from telemetry.errors import ConfigError, TransportError
 from telemetry.status import merged, spoken
 
 if TYPE_CHECKING:
-    from telemetry.run import Part
+    from telemetry.start import Part, Start
 
 __all__ = ["print_books", "print_status", "serve"]
 
-
-def _settings(config: Path | None, state: Path | None, **more: str | None) -> Settings:
-    overrides = {"state": str(state) if state else None, **more}
-    return load_settings(config, overrides=overrides)
+Recipient = Annotated[
+    str, typer.Argument(help="Its name in recipients.toml, or all: telemetry books lists them.")
+]
 
 
 @app.command()
@@ -55,7 +62,7 @@ def run(
 
       TELEMETRY_SENTRY_DSN=https://KEY@sentry.example/1 telemetry run --state /var/lib/telemetry
     """
-    settings = _settings(config, state, bind=bind, admin_bind=admin_bind)
+    settings = settings_of(config, state, bind=bind, admin_bind=admin_bind)
     logs.configure(settings.log, production=settings.production)
     asyncio.run(serve(settings))
 
@@ -113,36 +120,88 @@ def check(
         Literal["run", "gateway", "pseudonymize", "forward"],
         typer.Option(help="For which role the settings are; only some need keys and a vault."),
     ] = "run",
+    recipient: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --role forward: whose forwarder; repeatable.",
+            show_default="those of the settings",
+        ),
+    ] = None,
     config: Config = None,
     state: State = None,
     as_json: Json = False,
 ) -> None:
-    """Check configuration, keys, policy and schemas without starting anything.
+    """Look for everything that a start would refuse; start, make and change nothing.
 
-    Recipients are not asked, and their addresses and credentials are looked at by the start only.
+    Looks at settings, policy, schemas, addresses and credentials of recipients, keys, vault, audit
+    log, state folder and ports, and lists all that it finds, each with what to do. Asks a
+    PostgreSQL vault and the programs of custody; no recipient and no Kafka broker.
+
+    Exit code 0 if a start would go through; 2 if it would be refused.
 
     Examples:
 
       telemetry check
 
-      telemetry check --role gateway --config /etc/telemetry/gateway.toml
+      telemetry check --role forward --recipient sentry --config /etc/telemetry/sentry.toml
 
-      TELEMETRY_POLICY=./policy telemetry check --json
+      TELEMETRY_POLICY=./policy telemetry check --json | jq .findings
     """
-    from telemetry.policy import load_policy, policy_dir  # noqa: PLC0415
-    from telemetry.rules import Schemas  # noqa: PLC0415
+    from telemetry.start import Start  # noqa: PLC0415 - help must not wait for the whole pipeline
 
-    settings = _settings(config, state)
-    holds_keys = role in ("run", "pseudonymize")
-    if holds_keys:
-        check_vault(settings)
-    policy = load_policy(policy_dir(settings.policy.path))
-    detectors = policy.detectors
-    detectors.check_speed(time.thread_time)
-    schemas = Schemas(policy, detectors)
-    keys = _keys(settings) if holds_keys else {"state": "none for this role", "advice": ""}
-    report = {
-        "keys": keys,
+    if recipient and role != "forward":
+        raise typer.BadParameter("--recipient is for --role forward.")
+    settings = settings_of(config, state)
+    running = _runs(settings)
+    start = Start(settings, _part(role, recipient or list(settings.recipient)))
+    findings = list(start.findings(running=running))
+    report = {"sound": not findings, "findings": [one.as_json() for one in findings]}
+    if start.policy is not None:
+        report |= _about_policy(start)
+    if start.holds_keys:
+        report["keys"] = _keys(start)
+    if settings.broker.kind == "kafka":
+        from telemetry.cli.roles import when_kafka_is_away  # noqa: PLC0415
+
+        report["when_kafka_is_away"] = when_kafka_is_away(settings)
+    if as_json:
+        typer.echo(json.dumps(report))
+    elif findings:
+        for one in findings:
+            complain(one.error, starting=True)
+            if one.remedy not in str(one.error):
+                typer.echo(f"  {one.remedy}", err=True)
+    else:
+        _print_sound(Console(highlight=False), start, report, running=running)
+    if findings:
+        raise typer.Exit(EXIT_CONFIG)
+
+
+def _runs(settings: Settings) -> bool:
+    """Tell whether a pipeline runs on the state folder: then its ports and files are its."""
+    try:
+        ask(settings.state_dir, "GET", "/status")
+    except NotRunningError:
+        return False
+    except (TransportError, ConfigError):
+        pass  # one runs, and answers otherwise
+    return True
+
+
+def _part(role: str, recipients: Sequence[str]) -> Part:
+    from telemetry.start import Part  # noqa: PLC0415 - as above
+
+    if role == "run":
+        return Part()
+    forwards = tuple(recipients) if role == "forward" else ()
+    return Part(gateway=role == "gateway", pseudonymizer=role == "pseudonymize", forwards=forwards)
+
+
+def _about_policy(start: Start) -> dict[str, Any]:
+    policy = start.policy
+    if policy is None:
+        return {}
+    return {
         "policy": policy.digest,
         "notice": policy.notice.version,
         "purposes": {name: purpose.kinds for name, purpose in policy.purposes.items()},
@@ -150,33 +209,37 @@ def check(
             name: recipient.refused or recipient.sink
             for name, recipient in policy.recipients.items()
         },
-        "kinds": sorted(schemas.records),
+        "kinds": sorted(start.schemas.records) if start.schemas else [],
         "analytics_events": len(policy.events),
     }
-    if settings.broker.kind == "kafka":
-        from telemetry.cli.roles import when_kafka_is_away  # noqa: PLC0415
 
-        report["when_kafka_is_away"] = when_kafka_is_away(settings)
-    if as_json:
-        typer.echo(json.dumps(report))
+
+def _print_sound(
+    console: Console, start: Start, report: Mapping[str, Any], *, running: bool
+) -> None:
+    policy = start.policy
+    if policy is None:
         return
-    console = Console(highlight=False)
     console.print(f"Policy {policy.digest[:12]} of notice {policy.notice.version}: [green]sound[/]")
     for name, purpose in policy.purposes.items():
         receives = ", ".join(policy.recipients_of(name)) or "nobody"
-        console.print(f"  {name}: {', '.join(purpose.kinds) or 'nothing'} → {receives}")
+        kinds = ", ".join(purpose.kinds) or "nothing"
+        console.print(f"  {name}: {kinds} → {receives}", soft_wrap=True)
     if away := report.get("when_kafka_is_away"):
         console.print(f"While Kafka is away: {away}", soft_wrap=True)
-    console.print(f"Keys: {keys['state']}. {keys['advice']}".rstrip(), soft_wrap=True, markup=False)
+    if keys := report.get("keys"):
+        told = f"Keys: {keys['state']}. {keys['advice']}".rstrip()
+        console.print(told, soft_wrap=True, markup=False)
+    told = "It runs already; its ports and open files were not looked at." if running else ""
+    console.print(told or "Nothing was found that would keep it from starting.")
 
 
-def _keys(settings: Settings) -> dict[str, Any]:
-    """Look whether the keys would let it start, and what somebody has to keep safe."""
-    from telemetry.identity import inspect  # noqa: PLC0415
-    from telemetry.run import open_custody  # noqa: PLC0415
+def _keys(start: Start) -> dict[str, Any]:
+    """Say whether there are keys, and what somebody has to keep safe."""
+    from telemetry.start import open_custody  # noqa: PLC0415 - as above
 
-    custody = open_custody(settings)
-    ring = inspect(settings.state_dir, environment=settings.environment, custody=custody)
+    custody = open_custody(start.settings)
+    ring = start.keys
     counted = 0 if ring is None else sum(k.state != "DESTROYED" for k in ring.entries())
     return {
         "state": f"sound, {counted}" if ring else "made at the first start",
@@ -198,7 +261,7 @@ def books(*, config: Config = None, state: State = None, as_json: Json = False) 
 
       telemetry books --json | jq .delivered
     """
-    settings = _settings(config, state)
+    settings = settings_of(config, state)
     figures = _books(settings)
     if as_json:
         typer.echo(json.dumps(figures))
@@ -209,7 +272,6 @@ def books(*, config: Config = None, state: State = None, as_json: Json = False) 
 
 
 def _books(settings: Settings) -> dict[str, Any]:
-    from telemetry.admin import NotRunningError  # noqa: PLC0415
     from telemetry.books import Books, joined  # noqa: PLC0415
     from telemetry.brokers import Shelf  # noqa: PLC0415
     from telemetry.policy import load_policy, policy_dir  # noqa: PLC0415
@@ -238,7 +300,7 @@ def print_books(console: Console, figures: Mapping[str, Any]) -> None:
         table.add_column(column, justify="right")
     waiting = str(figures["pending"]["pseudonymizer"])
     table.add_row(*(str(figures[k]) for k in ("events_in", "sealed", "scrubbed", "held")), waiting)
-    console.print(table)
+    print_table(table, console)
     table = Table(show_edge=False)
     table.add_column("recipient")
     for column in ("routed", "delivered", "resent", "waiting"):
@@ -246,7 +308,7 @@ def print_books(console: Console, figures: Mapping[str, Any]) -> None:
     for name in figures["routed"]:
         row = (figures[k][name] for k in ("routed", "delivered", "resent"))
         table.add_row(name, *map(str, row), str(figures["pending"][name]))
-    console.print(table)
+    print_table(table, console)
     for outcome in ("dropped", "dead"):
         for stage, reasons in figures[f"{outcome}_at"].items():
             listed = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
@@ -273,7 +335,7 @@ def status(*, config: Config = None, state: State = None, as_json: Json = False)
 
       telemetry status --json | jq .time_to_loss_s
     """
-    found = merged(ask_each(_settings(config, state).state_dir, "GET", "/status"))
+    found = merged(ask_each(settings_of(config, state).state_dir, "GET", "/status"))
     if as_json:
         typer.echo(json.dumps(found))
     else:
@@ -303,12 +365,14 @@ def print_status(console: Console, found: Mapping[str, Any]) -> None:
             "" if left is None else spoken(left),
             f"{room['used_bytes'] / room['most_bytes']:.0%}" if room else "",
         )
-    console.print(table)
+    print_table(table, console)
     console.print(f"policy {found['policy'][:12]}, environment {escape(found['environment'])}")
 
 
 @app.command()
-def pause(recipient: str, *, config: Config = None, state: State = None) -> None:
+def pause(
+    recipient: Recipient, *, config: Config = None, state: State = None, as_json: Json = False
+) -> None:
     """Stop sending to a recipient, or to all, until resumed. Nothing is lost; it waits.
 
     Holds over restarts. On Kafka it reaches the forwarders on all hosts within five seconds, given
@@ -318,13 +382,15 @@ def pause(recipient: str, *, config: Config = None, state: State = None) -> None
 
       telemetry pause heap
 
-      telemetry pause all
+      telemetry pause all --json
     """
-    _order("pause", recipient, _settings(config, state))
+    _order("pause", recipient, settings_of(config, state), as_json=as_json)
 
 
 @app.command()
-def resume(recipient: str, *, config: Config = None, state: State = None) -> None:
+def resume(
+    recipient: Recipient, *, config: Config = None, state: State = None, as_json: Json = False
+) -> None:
     """Go on sending to a recipient, or to all.
 
     Also lets a stage go on that stopped because nearly everything became a dead letter: a
@@ -336,12 +402,20 @@ def resume(recipient: str, *, config: Config = None, state: State = None) -> Non
 
       telemetry resume pseudonymizer
     """
-    _order("resume", recipient, _settings(config, state))
+    _order("resume", recipient, settings_of(config, state), as_json=as_json)
 
 
-def _order(order: str, recipient: str, settings: Settings) -> None:
+def _order(order: str, recipient: str, settings: Settings, *, as_json: bool) -> None:
     try:
         answer = ask(settings.state_dir, "POST", f"/{order}/{quote(recipient, safe='')}")
     except ConfigError:
         raise typer.BadParameter("No such recipient; `telemetry books` lists them.") from None
-    typer.echo(json.dumps(answer))
+    if as_json:
+        typer.echo(json.dumps(answer))
+        return
+    for names in answer.values():
+        listed = ", ".join(names)
+        if order == "pause":
+            typer.echo(f"{listed}: paused. Events wait; to go on: telemetry resume {recipient}")
+        else:
+            typer.echo(f"{listed}: going on.")

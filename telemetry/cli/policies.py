@@ -14,10 +14,10 @@ from rich.table import Table
 
 from telemetry import logs
 from telemetry.admin import NotRunningError, ask
-from telemetry.cli import Config, Json, State
+from telemetry.cli import Config, Json, State, Yes, confirm, print_table, settings_of
 from telemetry.cli.audit import witness
 from telemetry.cli.explain import policy_app
-from telemetry.config import Settings, load_settings
+from telemetry.config import Settings
 from telemetry.errors import AuditError, ConfigError
 
 __all__: list[str] = []
@@ -40,7 +40,7 @@ def list_policies(*, config: Config = None, state: State = None, as_json: Json =
     """
     from telemetry.policy import PolicyRegister  # noqa: PLC0415 - help must not wait for it
 
-    settings = load_settings(config, overrides={"state": str(state) if state else None})
+    settings = settings_of(config, state)
     states = PolicyRegister(settings.state_dir / "policies.ndjson").states()
     if as_json:
         keys = ("digest", "state", "since")
@@ -52,16 +52,17 @@ def list_policies(*, config: Config = None, state: State = None, as_json: Json =
         return
     table = Table(show_edge=False)
     for column in ("policy", "state", "since"):
-        table.add_column(column, no_wrap=True)
+        table.add_column(column)
     for digest, what, since in states:
         table.add_row(digest, f"[{_COLOURS.get(what, 'red')}]{what}[/]", since[:19])
-    console.print(table)
+    print_table(table)
 
 
 @policy_app.command()
 def revoke(
     digest: Annotated[str, typer.Argument(help="Its digest, or its first eight digits or more.")],
     *,
+    yes: Yes = False,
     config: Config = None,
     state: State = None,
     as_json: Json = False,
@@ -71,15 +72,19 @@ def revoke(
     A running pipeline obeys within five seconds, also for events that wait for a recipient; they
     are counted as revoked_policy. Revoking the live policy stops the pseudonymizer until the
     pipeline is started with another one; clients are still answered. Who ordered it stands in
-    STATE/policies.ndjson and in the log.
+    STATE/policies.ndjson and in the log. Asks first; exit code 1 if the answer is no.
 
     Examples:
 
       telemetry policy revoke 3f2c9a81
 
-      telemetry policy revoke 3f2c9a81 --json
+      telemetry policy revoke 3f2c9a81 --yes --json
     """
-    settings = load_settings(config, overrides={"state": str(state) if state else None})
+    settings = settings_of(config, state)
+    confirm(
+        f"Revoke policy {_hex(digest)} for good? What it scrubbed and is not sent yet never is.",
+        yes=yes,
+    )
     try:
         answer = ask(settings.state_dir, "POST", f"/policy/revoke/{_hex(digest)}")
     except NotRunningError:

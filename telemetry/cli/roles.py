@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from telemetry import logs
-from telemetry.cli import EXIT_NO, Config, Json, State, app
+from telemetry.cli import EXIT_NO, Config, Json, State, Yes, app, confirm, print_table, settings_of
 from telemetry.cli.operate import serve
 from telemetry.config import Settings, load_settings
 from telemetry.errors import ConfigError
@@ -51,7 +50,7 @@ def gateway(
     """
     from telemetry.run import Part  # noqa: PLC0415 - help must not wait for the whole pipeline
 
-    settings = _settings(config, state, bind=bind, admin_bind=admin_bind)
+    settings = settings_of(config, state, bind=bind, admin_bind=admin_bind)
     _run(settings, Part(gateway=True, pseudonymizer=False, forwards=()))
 
 
@@ -73,7 +72,7 @@ def pseudonymize(
     """
     from telemetry.run import Part  # noqa: PLC0415 - as above
 
-    settings = _with_member(_settings(config, state, admin_bind=admin_bind), member)
+    settings = _with_member(settings_of(config, state, admin_bind=admin_bind), member)
     _run(settings, Part(gateway=False, pseudonymizer=True, forwards=()))
 
 
@@ -96,12 +95,8 @@ def forward(
     """
     from telemetry.run import Part  # noqa: PLC0415 - as above
 
-    settings = _with_member(_settings(config, state, admin_bind=admin_bind), member)
+    settings = _with_member(settings_of(config, state, admin_bind=admin_bind), member)
     _run(settings, Part(gateway=False, pseudonymizer=False, forwards=(recipient,)))
-
-
-def _settings(config: Path | None, state: Path | None, **more: str | None) -> Settings:
-    return load_settings(config, overrides={"state": str(state) if state else None, **more})
 
 
 def _with_member(settings: Settings, member: str | None) -> Settings:
@@ -215,10 +210,10 @@ def check_topics(*, config: Config = None, as_json: Json = False) -> None:
         if found:
             table = Table(show_edge=False)
             for column in ("where", "setting", "is", "must be"):
-                table.add_column(column, overflow="fold")
+                table.add_column(column)
             for difference in found:
                 table.add_row(*difference)
-            console.print(table)
+            print_table(table, console)
         else:
             console.print(f"{len(wanted)} topics are [green]as they must be[/].")
     if found:
@@ -229,7 +224,7 @@ def check_topics(*, config: Config = None, as_json: Json = False) -> None:
 def apply_topics(
     *,
     config: Config = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Yes = False,
 ) -> None:
     """Make missing topics, set what differs, add partitions. Needs an administrator's credentials.
 
@@ -251,8 +246,7 @@ def apply_topics(
     if not found:
         typer.echo("Nothing to do.")
         return
-    if not yes and not typer.confirm("Do it?"):
-        raise typer.Exit(EXIT_NO)
+    confirm("Do it?", yes=yes)
     apply(settings.broker, wanted)
     left = differences(settings.broker, wanted)
     for difference in left:

@@ -18,9 +18,20 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from telemetry.admin import NoAnswerError, NotRunningError, ask
-from telemetry.cli import EXIT_CONFIG, Config, Json, State, app
+from telemetry.cli import (
+    EXIT_CONFIG,
+    Config,
+    Json,
+    State,
+    Yes,
+    app,
+    confirm,
+    print_table,
+    require_keys,
+    settings_of,
+)
 from telemetry.cli.audit import witness, witnessed
-from telemetry.config import Settings, check_vault, load_settings
+from telemetry.config import Settings, check_vault
 from telemetry.errors import ConfigError
 from telemetry.identity import Identity, Repair
 
@@ -37,7 +48,7 @@ app.add_typer(vault_app)
 
 
 def _settings(config: Path | None, state: Path | None) -> Settings:
-    settings = load_settings(config, overrides={"state": str(state) if state else None})
+    settings = settings_of(config, state)
     check_vault(settings)
     return settings
 
@@ -45,8 +56,9 @@ def _settings(config: Path | None, state: Path | None) -> Settings:
 def _open(settings: Settings, repair: Repair = "") -> Identity:
     """Open the vault where no pipeline runs on it."""
     from telemetry.policy import load_policy, policy_dir  # noqa: PLC0415 - help must not wait
-    from telemetry.run import open_custody  # noqa: PLC0415
+    from telemetry.start import open_custody  # noqa: PLC0415
 
+    require_keys(settings)
     return Identity.open(
         settings.state_dir,
         environment=settings.environment,
@@ -117,7 +129,6 @@ def stats(*, config: Config = None, state: State = None, as_json: Json = False) 
     if as_json:
         typer.echo(json.dumps(figures))
         return
-    console = Console(highlight=False)
     table = Table(title="Vault", title_justify="left", show_edge=False, show_header=False)
     table.add_row("database", f"{figures['database']}, schema {figures['schema']}")
     table.add_row("size", f"{figures['bytes'] / 2**20:,.1f} MiB")
@@ -131,7 +142,7 @@ def stats(*, config: Config = None, state: State = None, as_json: Json = False) 
     for word, number in sorted(figures["states"].items()):
         table.add_row(word.lower(), f"{number:,}")
     table.add_row("journal obeyed up to", f"{figures['journal']:,}")
-    console.print(table)
+    print_table(table)
 
 
 def _stats(settings: Settings) -> dict[str, Any]:
@@ -160,12 +171,14 @@ def rewrap(
         bool,
         typer.Option("--destroy", help="Keep no former wrap key: all backups become unreadable."),
     ] = False,
+    yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     """Move all secrets under today's wrap key and destroy the keys that nothing needs.
 
     `telemetry run` does this each week by itself. The key before the present one is kept for a
-    week, so that a backup can be read. Can be stopped and begun again at any time.
+    week, so that a backup can be read. Can be stopped and begun again at any time. Asks first
+    where --destroy is given.
 
     Examples:
 
@@ -174,6 +187,12 @@ def rewrap(
       telemetry vault rewrap --now --destroy    # a wrap key may have leaked
     """
     settings = _settings(config, state)
+    if destroy:
+        confirm(
+            "Destroy all former wrap keys, so that every backup of the vault made until now "
+            "becomes unreadable?",
+            yes=yes,
+        )
     keep = 0 if destroy else 1
     asked = urlencode({"now": int(now), "keep": keep})
     try:
@@ -265,13 +284,14 @@ def restore(
             "new tokens.",
         ),
     ] = False,
+    yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     """Bring back the subjects that a backup has and the vault lacks. Stop the pipeline first.
 
     Whoever was erased since stays erased: the tombstone journal is obeyed before anything else.
     Who was new since keeps their tokens. Cut short, run it again; nothing is served until it is
-    through.
+    through. Asks first.
 
     Examples:
 
@@ -295,6 +315,17 @@ def restore(
     if running:
         Console(stderr=True).print("The pipeline is running. Stop it first.")
         raise typer.Exit(EXIT_CONFIG)
+    require_keys(settings)
+    if file is not None and not file.is_file():
+        raise ConfigError("is no file.", path=file, remedy="Name one of `telemetry vault backup`.")
+    if file is None:
+        asked = (
+            "Begin a new tombstone journal, and forget the erasures and objections that only the "
+            "lost one knew and this vault has not read yet?"
+        )
+    else:
+        asked = f"Bring the subjects of {file} back into the vault of {settings.state_dir}?"
+    confirm(asked, yes=yes)
     from telemetry.identity.audit import AUDIT_FILE, AuditLog, actor_of  # noqa: PLC0415
 
     # Recorded first: what cannot be witnessed is not restored. After a disaster it begins anew.

@@ -99,6 +99,7 @@ __all__ = [
     "initialise",
     "initialise_development",
     "inspect",
+    "inspect_vault",
     "load_dead_letter_opener",
     "load_dead_letter_sealer",
     "load_held_sealer",
@@ -749,9 +750,9 @@ def open_vault(
 ) -> Vault:
     """Open the vault of a state folder. Arguments and errors as for `Identity.open` and `Vault`."""
     return Vault(
-        vault_url or f"sqlite:///{(state / _VAULT).absolute()}",
+        vault_url or _sqlite(state / _VAULT),
         keyring=keyring,
-        journal=journal_url or f"sqlite:///{(state / _TOMBSTONES).absolute()}",
+        journal=journal_url or _sqlite(state / _TOMBSTONES),
         cache_rows=cache_rows,
         repair=repair,
         max_age=max_age,
@@ -862,13 +863,54 @@ def inspect(state: Path, *, environment: str, custody: Custody | None = None) ->
     self_test()
     _initialisable(state, custody, make=False)
     keyset = state / _KEYS / _keys.KEYSET
+    guarded.check_writable(keyset)
     if not guarded.absent(keyset):
+        # What is wrong with the public file a start mends; with the keyset it does not.
         ring = Keyring.load(keyset, environment=environment, custody=custody)
-        PublicKeys.load(keyset.with_name(_keys.PUBLIC))
+        ring.public_document()
+        ring.check_backup()
         return ring
-    if custody is not None and not custody.made_here:
+    # What a start that was cut short left behind is used, so it has to open.
+    for left in (keyset.parent / _keys.DEAD_LETTER, keyset.with_name(_keys.SPOOL)):
+        if not guarded.absent(left):
+            Keyring.load(left, environment=environment, custody=custody)
+    if custody is None:
+        return None
+    guarded.check_writable(custody.backup / _keys.KEYSET)
+    if custody.made_here and custody.path is not None and guarded.absent(custody.path):
+        guarded.check_writable(custody.path)
+    else:
         custody.unwrap(custody.wrap(bytes(range(32))))
     return None
+
+
+def inspect_vault(
+    state: Path,
+    ring: Keyring | None,
+    *,
+    vault_url: str | None = None,
+    journal_url: str | None = None,
+) -> None:
+    """Look whether vault and journal would open with a keyset, without changing anything.
+
+    Args:
+        state: As for `Identity.open`.
+        ring: What `inspect` gave; without a keyset, a vault that has one is refused.
+        vault_url: As for `Identity.open`.
+        journal_url: As for `Identity.open`.
+
+    Raises:
+        KeyringError, ConfigError, VaultError: As `Vault.inspect`.
+    """
+    Vault.inspect(
+        vault_url or _sqlite(state / _VAULT),
+        keyring=ring,
+        journal=journal_url or _sqlite(state / _TOMBSTONES),
+    )
+
+
+def _sqlite(path: Path) -> str:
+    return f"sqlite:///{path.absolute()}"
 
 
 def _initialise(state: Path, environment: str, custody: Custody | None) -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import errno
 import hashlib
 import hmac
 import json
@@ -333,7 +334,10 @@ class VerifierKey:
         key = cls(name, raw[1:])
         sound = len(raw) == 1 + HASH_BYTES and raw[:1] == _ED25519 and _NAME.fullmatch(name)
         if not sound or key.key_id.hex() != key_id:
-            raise AuditError("This is no public key of an audit log.")
+            raise AuditError(
+                "This is no public key of an audit log. Its form is NAME+ID+BASE64; a file with it "
+                "lies beside the checkpoints: *.pub."
+            )
         return key
 
     @classmethod
@@ -407,7 +411,8 @@ def signers_of(note: str, keys: Sequence[VerifierKey]) -> list[VerifierKey]:
     """Tell which of `keys` signed a note (C2SP signed-note). Others' lines are passed over."""
     text, _, signatures = note.rpartition("\n\n")
     found = []
-    for line in signatures.splitlines():
+    # Each line has its end, and no other character ends one: a note has one spelling only.
+    for line in signatures.split("\n")[:-1]:
         dash, _, rest = line.partition(" ")
         name, _, encoded = rest.partition(" ")
         raw = _base64(encoded)
@@ -422,10 +427,12 @@ def signers_of(note: str, keys: Sequence[VerifierKey]) -> list[VerifierKey]:
 
 
 def _base64(text: str) -> bytes:
+    """Read base64 in its one form; empty if it is none (RFC 4648, 3.5: unused bits are zero)."""
     try:
-        return base64.b64decode(text, validate=True)
+        raw = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         return b""
+    return raw if base64.b64encode(raw).decode() == text else b""
 
 
 # --- The log --------------------------------------------------------------------------------------
@@ -478,8 +485,13 @@ class AuditLog:
             self._connection = sqlite3.connect(
                 path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
             )
-        except (OSError, sqlite3.Error):
-            raise AuditError("The audit log cannot be opened.") from None
+        except OSError as error:
+            raise AuditError(
+                f"The audit log {path} cannot be opened: {os.strerror(error.errno or 0)}. "
+                "Check its folder and who owns it."
+            ) from None
+        except sqlite3.Error:
+            raise AuditError(f"The audit log {path} cannot be opened. Check what it is.") from None
         try:
             for pragma in (
                 # A rollback journal: rare small writes, several processes, and nothing of an
@@ -493,13 +505,53 @@ class AuditLog:
             with self._writing() as connection:
                 for statement in _TABLES:
                     connection.execute(statement)
-            self._fits_its_checkpoint()
+            with self._reading() as connection:
+                _fits_its_checkpoint(connection)
         except AuditError:
             self._connection.close()
             raise
         except sqlite3.Error:
             self._connection.close()
             raise AuditError(_DAMAGED) from None
+
+    @staticmethod
+    def inspect(path: Path, *, export: Path | None = None) -> None:
+        """Refuse what opening and signing a log would refuse, and change nothing.
+
+        Args:
+            path: As for `AuditLog`.
+            export: As for `AuditLog`, where this process signs checkpoints.
+
+        Raises:
+            AuditError: As `AuditLog`, and `checkpoint` of what the second principal has.
+            KeyringError: Its file may not be read and written.
+        """
+        connection = guarded.looking(path)
+        leaves: list[bytes] | None = None
+        if connection is not None:
+            try:
+                if connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone():
+                    _fits_its_checkpoint(connection)
+                    leaves = _leaves(connection)
+                else:
+                    leaves = []
+            except sqlite3.Error:
+                raise AuditError(_DAMAGED) from None
+            finally:
+                connection.close()
+        elif guarded.absent(path):
+            leaves = []
+        if export is None:
+            return
+        try:
+            former = _newest(export)
+            # `access` asks for this user; a folder of another's is written to through its group.
+            if not os.access(export, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, "")
+        except (OSError, UnicodeDecodeError) as error:
+            raise _unusable(export, error) from None
+        if former is not None and leaves is not None:
+            _check_continues(former, leaves)
 
     def __repr__(self) -> str:
         return "AuditLog()"
@@ -530,7 +582,7 @@ class AuditLog:
         commit = _commit(r, {**what, **sealed})
         body = canonical_json({k: v for k, v in what.items() if k not in _SEALED}).decode()
         with self._lock, self._writing() as connection:
-            frontier = self._frontier(connection)
+            frontier = _frontier(connection)
             entry = Entry(
                 seq=frontier.size,
                 time=_stamp(self._now()),
@@ -570,7 +622,7 @@ class AuditLog:
         signer = self._signer()
         key = VerifierKey.of(signer)
         with self._lock, self._writing() as connection:
-            frontier = self._frontier(connection)
+            frontier = _frontier(connection)
             head = Checkpoint(signer.name, frontier.size, frontier.root())
             note = next(
                 (n for n in _notes(connection, frontier.size) if _signed(n, key) == head), None
@@ -590,27 +642,20 @@ class AuditLog:
         if folder is None:
             return
         try:
-            sizes = [
-                int(m[1]) for p in folder.iterdir() if (m := _CHECKPOINT_NAME.fullmatch(p.name))
-            ]
-            if sizes:
-                newest = folder / f"checkpoint-{max(sizes):012d}.txt"
-                self._continues(Checkpoint.parse(newest.read_text("utf-8")))
+            former = _newest(folder)
+            if former is not None:
+                self._continues(former)
             target = folder / f"checkpoint-{head.size:012d}.txt"
             if not target.exists():
                 _place(target, note)
             public = folder / f"{key.name.replace('/', '_')}.pub"
             if not public.exists():
                 _place(public, f"{key}\n")
-        except (OSError, UnicodeDecodeError):
-            raise AuditError("The folder for checkpoints cannot be used.") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise _unusable(folder, error) from None
 
     def _continues(self, former: Checkpoint) -> None:
-        leaves = self.leaves(former.size)
-        if len(leaves) < former.size or root_of(leaves) != former.root:
-            raise AuditError(
-                "The second principal holds a checkpoint that this audit log does not continue."
-            )
+        _check_continues(former, self.leaves(former.size))
 
     def erase(self, seq: int, *, actor: str, reason: str = "", ticket: str = "") -> None:
         """Destroy the content of an entry. All proofs still verify; that it was done is logged.
@@ -671,7 +716,7 @@ class AuditLog:
     def size(self) -> int:
         """Number of entries."""
         with self._reading() as connection:
-            return self._frontier(connection).size
+            return _frontier(connection).size
 
     @property
     def key(self) -> VerifierKey | None:
@@ -720,10 +765,7 @@ class AuditLog:
     def leaves(self, size: int | None = None) -> list[bytes]:
         """Give the hashes of the first `size` entries, or of all, as they are stored."""
         with self._reading() as connection:
-            query = "SELECT hash FROM entries WHERE seq < ? ORDER BY seq"
-            return [
-                row[0] for row in connection.execute(query, (_EXACT if size is None else size,))
-            ]
+            return _leaves(connection, size)
 
     def checkpoints(self) -> list[tuple[str, str]]:
         """Give all notes with the time they were signed at, oldest first."""
@@ -809,30 +851,6 @@ class AuditLog:
 
     # --- The file -----------------------------------------------------------------------------
 
-    def _frontier(self, connection: sqlite3.Connection) -> Frontier:
-        try:
-            size, nodes = connection.execute("SELECT size, nodes FROM tree").fetchone()
-            return Frontier(
-                size, [nodes[i : i + HASH_BYTES] for i in range(0, len(nodes), HASH_BYTES)]
-            )
-        except (ValueError, TypeError):
-            raise AuditError(_DAMAGED) from None
-
-    def _fits_its_checkpoint(self) -> None:
-        """Refuse a file whose newest tree, entries and checkpoint contradict each other."""
-        with self._reading() as connection:
-            frontier = self._frontier(connection)
-            query = "SELECT count(*), coalesce(max(seq) + 1, 0) FROM entries"
-            if connection.execute(query).fetchone() != (frontier.size, frontier.size):
-                raise AuditError(_DAMAGED)
-            query = "SELECT note FROM checkpoints ORDER BY size DESC LIMIT 1"
-            row = connection.execute(query).fetchone()
-            if row is not None:
-                newest = Checkpoint.parse(row[0])
-                same = newest.size != frontier.size or newest.root == frontier.root()
-                if newest.size > frontier.size or not same:
-                    raise AuditError(_DAMAGED)
-
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """One transaction, durable when it ends."""
@@ -847,7 +865,10 @@ class AuditLog:
                     connection.execute("ROLLBACK")
                 raise
         except sqlite3.Error:
-            raise AuditError("The audit log cannot be written.") from None
+            raise AuditError(
+                f"The audit log {self._path} cannot be written. Check its folder, the space left "
+                "and who owns it."
+            ) from None
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -855,7 +876,67 @@ class AuditLog:
             try:
                 yield self._connection
             except sqlite3.Error:
-                raise AuditError("The audit log cannot be read.") from None
+                raise AuditError(
+                    f"The audit log {self._path} cannot be read. Check its disk and who owns it."
+                ) from None
+
+
+def _frontier(connection: sqlite3.Connection) -> Frontier:
+    try:
+        size, nodes = connection.execute("SELECT size, nodes FROM tree").fetchone()
+        return Frontier(size, [nodes[i : i + HASH_BYTES] for i in range(0, len(nodes), HASH_BYTES)])
+    except (ValueError, TypeError):
+        raise AuditError(_DAMAGED) from None
+
+
+def _fits_its_checkpoint(connection: sqlite3.Connection) -> None:
+    """Refuse a file whose newest tree, entries and checkpoint contradict each other."""
+    frontier = _frontier(connection)
+    query = "SELECT count(*), coalesce(max(seq) + 1, 0) FROM entries"
+    if connection.execute(query).fetchone() != (frontier.size, frontier.size):
+        raise AuditError(_DAMAGED)
+    query = "SELECT note FROM checkpoints ORDER BY size DESC LIMIT 1"
+    row = connection.execute(query).fetchone()
+    if row is not None:
+        newest = Checkpoint.parse(row[0])
+        same = newest.size != frontier.size or newest.root == frontier.root()
+        if newest.size > frontier.size or not same:
+            raise AuditError(_DAMAGED)
+
+
+def _leaves(connection: sqlite3.Connection, size: int | None = None) -> list[bytes]:
+    query = "SELECT hash FROM entries WHERE seq < ? ORDER BY seq"
+    return [row[0] for row in connection.execute(query, (_EXACT if size is None else size,))]
+
+
+def _newest(folder: Path) -> Checkpoint | None:
+    """Give the newest checkpoint that the second principal has.
+
+    Raises:
+        OSError, UnicodeDecodeError: The folder or the note cannot be read.
+        AuditError: It is no checkpoint.
+    """
+    sizes = [int(m[1]) for p in folder.iterdir() if (m := _CHECKPOINT_NAME.fullmatch(p.name))]
+    if not sizes:
+        return None
+    return Checkpoint.parse((folder / f"checkpoint-{max(sizes):012d}.txt").read_text("utf-8"))
+
+
+def _check_continues(former: Checkpoint, leaves: Sequence[bytes]) -> None:
+    first = leaves[: former.size]
+    if len(first) < former.size or root_of(first) != former.root:
+        raise AuditError(
+            "The second principal holds a checkpoint that this audit log does not continue. "
+            "Bring back the log that it belongs to; do not remove the checkpoint."
+        )
+
+
+def _unusable(folder: Path, error: Exception) -> AuditError:
+    why = os.strerror(error.errno or 0) if isinstance(error, OSError) else "not UTF-8"
+    return AuditError(
+        f"The folder for checkpoints {folder} cannot be used: {why}. "
+        "See that it is there and this user may write to it, or name another: [audit] checkpoints."
+    )
 
 
 def _place(target: Path, text: str) -> None:

@@ -1,6 +1,7 @@
 """Files that hold keys: read only if nobody else can, replaced whole, changed by one at a time.
 
-Owns permissions, atomicity and locks of such files. Knows nothing of what stands in them.
+Owns permissions, atomicity and locks of such files, and how a database is looked into untouched.
+Knows nothing of what stands in them.
 
 Source:
     POSIX rename(2), fsync(2): a name shows the old content or the new, after a crash too, if the
@@ -13,14 +14,27 @@ import contextlib
 import fcntl
 import os
 import secrets
+import sqlite3
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 from telemetry.errors import KeyringError
 
-__all__ = ["absent", "create", "locked", "mark", "marked", "read", "replace", "sweep"]
+__all__ = [
+    "absent",
+    "check_writable",
+    "create",
+    "locked",
+    "looking",
+    "mark",
+    "marked",
+    "read",
+    "replace",
+    "sweep",
+]
 
 _FILE_BYTES: Final = 4 * 1024 * 1024
 
@@ -135,6 +149,19 @@ def absent(path: Path) -> bool:
     return False
 
 
+def check_writable(path: Path) -> None:
+    """Refuse a place at which a file could be neither replaced nor made; make nothing.
+
+    Raises:
+        KeyringError: Its folder cannot be written, or cannot be made.
+    """
+    folder = path.parent
+    while absent(folder) and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise _unwritable(path)
+
+
 def create(path: Path) -> None:
     """Make an empty file that nobody else can read, for a database to grow in; leave one alone.
 
@@ -147,6 +174,35 @@ def create(path: Path) -> None:
     """
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+
+
+def looking(path: Path) -> sqlite3.Connection | None:
+    """Open a SQLite database that nobody uses, to read it and to leave no trace.
+
+    Returns:
+        A connection that can only read; None if it is absent, or if a process that was killed left
+        work in it that only its owner may finish.
+
+    Raises:
+        KeyringError: It cannot be seen, or is there and may not be read and written.
+    """
+    if absent(path):
+        return None
+    if not path.is_file() or not os.access(path, os.R_OK | os.W_OK):
+        raise KeyringError(
+            "cannot be read and written.", path=path, remedy="Check what it is and who owns it."
+        )
+    for rest in ("-wal", "-journal"):
+        with contextlib.suppress(OSError):
+            if path.with_name(path.name + rest).stat().st_size:
+                return None
+    # Without locks and without the files beside it that a reader would make too.
+    return sqlite3.connect(
+        f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+    )
 
 
 def sweep(path: Path) -> None:

@@ -1063,6 +1063,21 @@ class Keyring:
             if copy.parent.is_dir():
                 guarded.sweep(copy)
 
+    def check_backup(self) -> None:
+        """Refuse a backup folder that a start would refuse to write to; change nothing.
+
+        Raises:
+            KeyringError: It holds another keyset, or cannot be written.
+        """
+        backup = self._backup()
+        if backup is None:
+            return
+        for file in (self._path, self._path.with_name(SPOOL)):
+            copy = backup.with_name(file.name)
+            guarded.check_writable(copy)
+            if not guarded.absent(file):
+                self._same_keyset(file.name, copy)
+
     def _same_keyset(self, name: str, copy: Path) -> None:
         """Refuse to replace the copy of another keyset: it may be the last one of its keys.
 

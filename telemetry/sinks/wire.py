@@ -226,9 +226,7 @@ def base_url(url: str, *, plaintext: bool = False) -> str:
     if parts.scheme not in {"http", "https"} or unfit:
         raise ConfigError("a recipient's address is not a URL.", remedy="Write https://host.")
     if parts.scheme == "http" and not plaintext and not _is_loopback(host):
-        raise ConfigError(
-            "a recipient's address is plain http.", remedy="Use https, or set plaintext = true."
-        )
+        raise ConfigError("a recipient's address is plain http.", remedy="Use https.")
     return url.rstrip("/")
 
 

@@ -339,3 +339,17 @@ def test_json_in_papers_is_json() -> None:
     for snippet in SNIPPETS:
         if snippet.language == "json":
             json.loads(snippet.text)
+
+
+def test_the_readme_leads_to_every_paper() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for paper in sorted((ROOT / "docs").glob("*.md")):
+        assert f"(docs/{paper.name}" in readme, paper.name
+
+
+def test_no_heading_of_the_changelog_stands_twice_in_a_version() -> None:
+    versions = (ROOT / "CHANGELOG.md").read_text("utf-8").split("\n## ")[1:]
+    for version in versions:
+        headings = re.findall(r"^### (.+)$", version, flags=re.MULTILINE)
+        assert len(headings) == len(set(headings)), version.partition("\n")[0]
+        assert "Privacy" not in headings[1:], "Privacy comes first"

@@ -154,7 +154,7 @@ def test_an_operator_pauses_looks_and_resumes(tmp_path: Path) -> None:
         pipeline = Running(tmp_path, heap, sentry)
         state = {"TELEMETRY_STATE": str(pipeline.state)}
         with pipeline:
-            said = command("pause", "heap", cwd=tmp_path, **state)
+            said = command("pause", "heap", "--json", cwd=tmp_path, **state)
             assert json.loads(said.stdout) == {"paused": ["heap"]}
             assert b'telemetry_paused{of="heap"} 1.0' in pipeline.get("/metrics")[1]
             assert pipeline.events(
@@ -170,7 +170,7 @@ def test_an_operator_pauses_looks_and_resumes(tmp_path: Path) -> None:
             figures = json.loads(command("books", "--json", cwd=tmp_path, **state).stdout)
             assert figures["pending"] == {"pseudonymizer": 0, "heap": 1, "sentry": 0}
             assert figures["delivered"] == {"heap": 0, "sentry": 1}
-            said = command("resume", "all", cwd=tmp_path, **state)
+            said = command("resume", "all", "--json", cwd=tmp_path, **state)
             assert json.loads(said.stdout) == {"resumed": ["heap", "sentry"]}
             until(lambda: len(heap.events) == 1, 6.0, "Heap's event")
             unknown = command("pause", "jane", cwd=tmp_path, **state)

@@ -54,7 +54,7 @@ def test_an_error_of_ours_shows_no_value(
     def trap(*_: object, **__: object) -> None:
         raise ValueError("planted-mareike")
 
-    monkeypatch.setattr("telemetry.cli.keys.load_settings", trap)
+    monkeypatch.setattr("telemetry.cli.keys.settings_of", trap)
     monkeypatch.setattr(sys, "argv", ["telemetry", "keys", "list", "--state", str(tmp_path)])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -89,7 +89,7 @@ def test_what_is_done_without_a_pipeline_is_witnessed_too(tmp_path: Path) -> Non
     told(state, "keys", "init")
     told(state, "keys", "copies", "--add", "safe of mareike")
     told(state, "keys", "copies", "--remove", "safe of mareike")
-    told(state, "vault", "rewrap", "--now", "--destroy")
+    told(state, "vault", "rewrap", "--now", "--destroy", "--yes")
     told(state, "vault", "backup", str(tmp_path / "copy.sqlite3"))
     sealer = load_dead_letter_sealer(state / "keys" / "public.json")
     parcel, at = make_parcel(1), datetime.now(UTC)
@@ -108,10 +108,10 @@ def test_what_is_done_without_a_pipeline_is_witnessed_too(tmp_path: Path) -> Non
     told(state, "dead", "list")
     (key,) = state.rglob("dead-letter/keyset.json")
     told(state, "dead", "show", letter.event_id, "--key", str(key))
-    told(state, "dead", "purge", "--all")
+    told(state, "dead", "purge", "--all", "--yes")
     register = PolicyRegister(state / "policies.ndjson")
     register.enter("c0" * 32, "live", datetime.now(UTC))
-    told(state, "policy", "revoke", "c0c0c0c0")
+    told(state, "policy", "revoke", "c0c0c0c0", "--yes")
     log = AuditLog(state / AUDIT_FILE)
     entries = log.entries()
     log.close()

@@ -54,7 +54,7 @@ def test_the_vault_of_a_running_pipeline_is_counted_rewrapped_copied_and_brought
                 "wrapped": {"2": 30},
                 "rewrapped": 2,
             }
-            told("rewrap", "--destroy", *state, cwd=tmp_path)
+            told("rewrap", "--destroy", "--yes", *state, cwd=tmp_path)
             assert told("backup", str(copy), *state, cwd=tmp_path)["bytes"] == copy.stat().st_size
             again = command("vault", "backup", str(copy), *state, cwd=tmp_path)
             assert again.returncode == 2
@@ -69,7 +69,7 @@ def test_the_vault_of_a_running_pipeline_is_counted_rewrapped_copied_and_brought
             assert running.stop() == 0
         for file in (tmp_path / "state").glob("vault.sqlite3*"):
             file.unlink()
-        assert told("restore", str(copy), *state, cwd=tmp_path)["subjects"] == 30
+        assert told("restore", str(copy), "--yes", *state, cwd=tmp_path)["subjects"] == 30
         assert told("stats", *state, cwd=tmp_path)["wrapped"] == {"2": 30}
         with Running(tmp_path, heap, sentry) as running:
             running.events(events(1000, 30))

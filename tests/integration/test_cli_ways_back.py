@@ -275,7 +275,8 @@ def test_a_proof_convinces_offline_and_shows_nothing_else(
 def test_a_content_is_erased_and_the_export_stays_sound(installation: Path, tmp_path: Path) -> None:
     at(installation, "account", "token", "--ticket", "erika musterfrau", stdin=STRANGER)
     seq = str(entries(installation)[-1]["seq"])
-    erased = at(installation, "audit", "erase", seq, "--reason", "a name in the ticket")
+    given = ("--reason", "a name in the ticket", "--yes", "--json")
+    erased = at(installation, "audit", "erase", seq, *given)
     assert (erased.returncode, json.loads(erased.stdout)) == (0, {"erased": int(seq)})
     export = tmp_path / "audit.jsonl"
     at(installation, "audit", "log", "--export", str(export))

@@ -95,13 +95,13 @@ def test_purged_letters_are_gone_and_counted(
         assert "--all" in refused.stderr
         assert run(ours, "dead", "purge", "--reason", "capsule_corrupt") == {"purged": 0}
         assert run(ours, "dead", "purge", "--older-than", "1h") == {"purged": 0}
-        assert run(ours, "dead", "purge", "--reason", reason) == {"purged": 3}
+        assert run(ours, "dead", "purge", "--reason", reason, "--yes") == {"purged": 3}
         assert run(ours, "dead", "list") == []
         books = ours.drain()
         assert books["dropped_at"]["dead"] == {"purged": 3}
         assert books["exact"]
         assert unreadable(ours, 9)["dead"]
-    assert run(ours, "dead", "purge", "--all") == {"purged": 1}
+    assert run(ours, "dead", "purge", "--all", "--yes") == {"purged": 1}
     assert run(ours, "books")["exact"]
 
 

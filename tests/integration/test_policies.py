@@ -22,7 +22,7 @@ def test_a_policy_revoked_while_it_runs_lets_nothing_out_within_five_seconds(
         event = {"event": "search used", "account": 7, "properties": {"scope": "tasks"}}
         assert ours.events([event] * 5)
         until(lambda: ours.books()["pending"]["heap"] == 5, 10.0, "waits for heap")
-        done = command("policy", "revoke", digest[:8], cwd=tmp_path, **ours.more)
+        done = command("policy", "revoke", digest[:8], "--yes", cwd=tmp_path, **ours.more)
         assert (done.returncode, done.stderr) == (0, "")
         assert digest in done.stdout
         begun = time.monotonic()
@@ -53,10 +53,11 @@ def test_at_rest_the_next_start_obeys_and_a_typing_error_revokes_nothing(tmp_pat
     line = {"digest": digest, "state": "live", "at": "2026-11-22T00:00:00+00:00"}
     (state / "policies.ndjson").write_text(json.dumps(line) + "\n", "utf-8")
     for wrong in ("c0ffee13", "c0f", "Jane"):
-        refused = command("policy", "revoke", wrong, "--state", "state", cwd=tmp_path)
+        refused = command("policy", "revoke", wrong, "--yes", "--state", "state", cwd=tmp_path)
         assert refused.returncode == 2
         assert "Traceback" not in refused.stderr
-    done = command("policy", "revoke", "C0FFEE12", "--state", "state", "--json", cwd=tmp_path)
+    more = ("--yes", "--state", "state", "--json")
+    done = command("policy", "revoke", "C0FFEE12", *more, cwd=tmp_path)
     assert json.loads(done.stdout.splitlines()[-1]) == {"revoked": digest}
     shown = command("policy", "list", "--state", "state", cwd=tmp_path)
     assert digest in shown.stdout

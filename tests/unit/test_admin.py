@@ -362,9 +362,9 @@ async def test_a_command_does_not_tell_of_work_that_was_not_done(
     for left in (None, Work("rewrap", done=1.0, running=False)):
         upkeep.asked = left
         for order in (
-            ("vault", "rewrap", "--now", "--destroy"),
+            ("vault", "rewrap", "--now", "--destroy", "--yes"),
             ("vault", "backup", str(tmp_path / "copy")),
-            ("dead", "purge", "--all"),
+            ("dead", "purge", "--all", "--yes"),
         ):
             assert isinstance(await told(*order), AuditError), order
 

@@ -31,6 +31,7 @@ LAYERS = [
         "telemetry.cli",
         "telemetry.demo",
         "telemetry.run",
+        "telemetry.start",
         "telemetry.upkeep",
         "telemetry.admin",
         "telemetry.integrations",

@@ -28,6 +28,7 @@ from telemetry.client import Client, _Copying
 from telemetry.context import current, identifier
 from telemetry.errors import ConfigError
 from telemetry.transport import Entry
+from tests.sdk_gateway import RecordingGateway
 
 ROOT = Path(__file__).parents[2]
 
@@ -518,3 +519,23 @@ telemetry.shutdown(0)
     p50, p99 = map(float, run.stdout.split())
     assert p50 <= 200
     assert p99 <= 2000
+
+
+def test_a_key_that_the_gateway_refuses_is_said_once_per_change(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with RecordingGateway() as gateway:
+        key = "planted-key"
+        url = gateway.url.replace("http://", f"http://{key}@")
+        client = Client(service="test", environment="production", url=url)
+        caplog.set_level(logging.WARNING)
+        for status in (401, 403):
+            gateway.answers += [(status, {}), (status, {})]
+            assert client.track("page viewed")
+            assert client.handover.flush(10)
+        told = [record.getMessage() for record in caplog.records]
+        assert len([line for line in told if "refuses our key" in line]) == 2
+        assert "(401)" in told[0]
+        assert "(403)" in told[1]
+        assert key not in "".join(told)
+        client.handover.close(1)

@@ -81,7 +81,11 @@ ROUTED = (Entry("heap", "routed"), 3)
         ),
         ({"holding": "VaultError"}, "safe now?", "takes nothing: VaultError"),
         ({"forwarders": {"heap": "blocked"}}, "safe now?", "heap is blocked"),
-        ({"forwarders": {"heap": "paused"}}, "safe now?", "heap is paused"),
+        ({"forwarders": {"heap": "paused"}}, "safe now?", "To go on: telemetry resume heap"),
+        ({"forwarders": {"heap": "blocked"}}, "safe now?", "Check [recipient.heap]"),
+        ({"forwarders": {"heap": "braked"}}, "safe now?", "telemetry dead list --stage heap"),
+        ({"forwarders": {"heap": "waiting"}}, "safe now?", "goes on by itself"),
+        ({"holding": "PolicyError"}, "safe now?", "the live policy was revoked"),
         ({"stand_ins": ("heap",)}, "safe now?", "not the real one"),
         (
             {"oldest": {SEALED: parcel(age=timedelta(days=300), left=timedelta(hours=30))}},
@@ -133,3 +137,17 @@ def test_a_dead_letter_is_as_old_as_its_death_and_is_not_on_its_way() -> None:
     told = answers(snapshot(oldest={DEAD: soon}))[3]
     assert not told.well
     assert told.because == ("dead: 5 h left for the oldest",)
+
+
+def test_every_state_and_every_reason_to_hold_is_explained() -> None:
+    from typing import get_args, get_type_hints
+
+    from telemetry import errors
+    from telemetry.forward import Forwarder
+    from telemetry.status import _HOLDING, _STATES
+
+    words = set(get_args(get_type_hints(Forwarder.state)["return"])) - {"running"}
+    assert words == set(_STATES)
+    kinds = [errors.KeyringError, errors.PolicyError, errors.BrokerError, errors.VaultError]
+    kinds += [errors.AuditError, errors.SpoolFull, errors.TooManyDead]
+    assert {kind.__name__ for kind in kinds} == set(_HOLDING)

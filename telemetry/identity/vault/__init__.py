@@ -40,7 +40,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 from telemetry.errors import CapsuleError, ConfigError, IdentifierError, KeyringError, VaultError
 from telemetry.identity.keyring import Keyring, Secret
 from telemetry.identity.pseudonym import frame
-from telemetry.identity.vault.journal import Entry, Journal
+from telemetry.identity.vault.journal import Entry, Journal, Standing
 from telemetry.identity.vault.tables import (
     ABOUT,
     PIN_SETS,
@@ -49,9 +49,11 @@ from telemetry.identity.vault.tables import (
     about,
     add_subjects,
     change_subjects,
+    check_version,
     chunks,
     find_subjects,
     insert,
+    look_into,
     migrate,
     open_engine,
     set_about,
@@ -305,26 +307,11 @@ class Vault:
                     )
                 found["restoring"] = ""
             set_about(connection, found)
-            if found["keyset"] != belongs["keyset"]:
-                # With other keys every subject would be new: split in two, and not erasable.
-                raise KeyringError(
-                    "The vault belongs to another keyset.",
-                    remedy="Restore the keyset that was made with this vault.",
-                )
-            if found["journal"] != belongs["journal"]:
-                # An older vault would forget erasures that this journal does not know.
-                raise ConfigError(
-                    "The vault has another tombstone journal.",
-                    remedy="Name its journal in [vault] journal, or bring it back. If it is lost "
-                    "and this vault was never set back: telemetry vault restore --new-journal",
-                )
+            _check_belongings(found, belongs)
             if found["restoring"] == _VANISHED and not repair:
-                raise self._vanished()
+                raise _vanished(self.engine.url)
             if found["restoring"] not in {"", _VANISHED} and repair != "restore":
-                raise ConfigError(
-                    "A restore of the vault was cut short.",
-                    remedy="Run it again: telemetry vault restore FILE",
-                )
+                raise _cut_short()
             if former == 1 or repair == "journal":
                 self._write_out(connection)
             self._obey(connection)
@@ -335,20 +322,7 @@ class Vault:
 
         A token key in use has made tokens with secrets that only a vault can have held.
         """
-        return self.journal.had_vault() or any(
-            key.use == "token" and key.state != "PRE_ACTIVE" and key.not_before is not None
-            for key in self.keyring.entries()
-        )
-
-    def _vanished(self) -> ConfigError:
-        file = self.engine.url.database if self.engine.dialect.name == "sqlite" else None
-        return ConfigError(
-            "The vault is gone: its journal or its keyset shows that there was one.",
-            path=Path(file) if file else None,
-            remedy="Bring it back: its own file, or telemetry vault restore FILE. A new one gives "
-            "every account new tokens, keeps objections and consents of the last three weeks only, "
-            "and can erase nothing that recipients hold: telemetry vault restore --new-vault",
-        )
+        return self.journal.had_vault() or _in_use(self.keyring)
 
     def today(self) -> date:
         """Give the day, UTC."""
@@ -628,17 +602,7 @@ class Vault:
         said = about(connection, "position", mine=True)
         position = int(said.get("position", "0"))
         forgotten, last = self.journal.bounds()
-        if said and position < forgotten:
-            raise ConfigError(
-                "The vault is older than its tombstone journal remembers.",
-                remedy="Do not use it: erasures would be undone. Take a newer backup.",
-            )
-        if position > last:
-            raise ConfigError(
-                "The tombstone journal was set back: it is older than its vault.",
-                remedy="Bring it back; or, if the vault itself was never set back: "
-                "telemetry vault restore --new-journal",
-            )
+        _check_position(position if said else None, forgotten, last)
         for page in self.journal.since(position):
             for entry in page:
                 self.obey(connection, entry)
@@ -771,6 +735,58 @@ class Vault:
             with transaction(self.engine, writes=writes) as connection:
                 yield connection
 
+    @staticmethod
+    def inspect(url: str, *, keyring: Keyring | None, journal: str | None = None) -> None:
+        """Refuse what opening and claiming a vault would refuse, and change nothing.
+
+        Args:
+            url: As for `Vault`.
+            keyring: The keyset; None if it is still to be made.
+            journal: As for `Vault`.
+
+        Raises:
+            VaultError: It cannot be reached.
+            KeyringError: It belongs to another keyset, or its file may not be read and written.
+            ConfigError: As `Vault`, and `claim`.
+        """
+        standing = Standing.of(_journal_url(url) if journal is None else journal)
+        _check_unclaimed(url)
+        engine = look_into(url)
+        missed = (standing is not None and standing.had_vault) or (
+            keyring is not None and _in_use(keyring)
+        )
+        if engine is None:
+            if missed:
+                raise _vanished(sql.engine.make_url(url))
+            return
+        try:
+            with transaction(engine) as connection:
+                if not sql.inspect(connection).has_table(ABOUT.name):
+                    if missed:
+                        raise _vanished(engine.url)
+                    return
+                found = about(
+                    connection, "schema", "keyset", "journal", "restoring", "floor", "position"
+                )
+        finally:
+            engine.dispose()
+        check_version(int(found.get("schema", "1")))
+        keyset = "" if keyring is None else keyring.primary("locator").kid
+        # A journal that is absent would be made, with a name of its own.
+        name = "" if standing is None else standing.name
+        _check_belongings(
+            {"keyset": keyset, "journal": name} | found, {"keyset": keyset, "journal": name}
+        )
+        if found.get("restoring") == _VANISHED:
+            raise _vanished(engine.url)
+        if found.get("restoring"):
+            raise _cut_short()
+        if standing is not None:
+            position = found.get("position")
+            _check_position(
+                None if position is None else int(position), standing.forgotten, standing.last
+            )
+
     def claim(self) -> None:
         """Be the only process that serves a SQLite vault, until `close`. Nothing for PostgreSQL.
 
@@ -788,11 +804,7 @@ class Vault:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(handle)
-            raise ConfigError(
-                "Another process uses this SQLite vault.",
-                path=Path(path),
-                remedy="End it; or give all pseudonymizers one PostgreSQL vault: [vault] url.",
-            ) from None
+            raise _claimed(Path(path)) from None
         self._claimed = handle
 
     def close(self) -> None:
@@ -811,6 +823,91 @@ class Vault:
 def _months(month: str) -> int:
     """Count the months up to one that is written like 2026-11."""
     return int(month[:4]) * 12 + int(month[5:7]) - 1
+
+
+def _check_belongings(found: Mapping[str, str], belongs: Mapping[str, str]) -> None:
+    """Refuse a vault of other keys, or of another journal."""
+    if found["keyset"] != belongs["keyset"]:
+        # With other keys every subject would be new: split in two, and not erasable.
+        raise KeyringError(
+            "The vault belongs to another keyset.",
+            remedy="Restore the keyset that was made with this vault.",
+        )
+    if found["journal"] != belongs["journal"]:
+        # An older vault would forget erasures that this journal does not know.
+        raise ConfigError(
+            "The vault has another tombstone journal.",
+            remedy="Name its journal in [vault] journal, or bring it back. If it is lost "
+            "and this vault was never set back: telemetry vault restore --new-journal",
+        )
+
+
+def _check_position(position: int | None, forgotten: int, last: int) -> None:
+    """Refuse a vault or a journal that was set back; `position` is None for a new vault."""
+    if position is not None and position < forgotten:
+        raise ConfigError(
+            "The vault is older than its tombstone journal remembers.",
+            remedy="Do not use it: erasures would be undone. Take a newer backup.",
+        )
+    if (position or 0) > last:
+        raise ConfigError(
+            "The tombstone journal was set back: it is older than its vault.",
+            remedy="Bring it back; or, if the vault itself was never set back: "
+            "telemetry vault restore --new-journal",
+        )
+
+
+def _in_use(keyring: Keyring) -> bool:
+    """Tell whether there are token keys that have made tokens."""
+    return any(
+        key.use == "token" and key.state != "PRE_ACTIVE" and key.not_before is not None
+        for key in keyring.entries()
+    )
+
+
+def _vanished(url: sql.URL) -> ConfigError:
+    file = url.database if url.get_backend_name() == "sqlite" else None
+    return ConfigError(
+        "The vault is gone: its journal or its keyset shows that there was one.",
+        path=Path(file) if file else None,
+        remedy="Bring it back: its own file, or telemetry vault restore FILE. A new one gives "
+        "every account new tokens, keeps objections and consents of the last three weeks only, "
+        "and can erase nothing that recipients hold: telemetry vault restore --new-vault",
+    )
+
+
+def _cut_short() -> ConfigError:
+    return ConfigError(
+        "A restore of the vault was cut short.",
+        remedy="Run it again: telemetry vault restore FILE",
+    )
+
+
+def _check_unclaimed(url: str) -> None:
+    """Refuse a SQLite vault that another process serves; claims nothing."""
+    parsed = sql.engine.make_url(url)
+    if parsed.get_backend_name() != "sqlite" or not parsed.database:
+        return
+    try:
+        handle = os.open(f"{parsed.database}.lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    except OSError:
+        raise VaultError("The vault cannot be opened.") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        raise _claimed(Path(parsed.database)) from None
+    finally:
+        os.close(handle)
+
+
+def _claimed(path: Path) -> ConfigError:
+    return ConfigError(
+        "Another process uses this SQLite vault.",
+        path=path,
+        remedy="End it; or give all pseudonymizers one PostgreSQL vault: [vault] url.",
+    )
 
 
 def _journal_url(url: str) -> str:

@@ -22,9 +22,10 @@ from typing import Final, NamedTuple
 
 import sqlalchemy as sql
 
-from telemetry.identity.vault.tables import insert, open_engine, transaction
+from telemetry.errors import VaultError
+from telemetry.identity.vault.tables import insert, look_into, open_engine, transaction
 
-__all__ = ["Entry", "Journal"]
+__all__ = ["Entry", "Journal", "Standing"]
 
 _PAGE: Final = 1000
 _METADATA: Final = sql.MetaData()
@@ -67,6 +68,48 @@ class Entry(NamedTuple):
     key: bytes
     state: str | None
     made_on: str
+
+
+class Standing(NamedTuple):
+    """How far a journal is.
+
+    Attributes:
+        name: Which one it is.
+        forgotten: The last number that is forgotten.
+        last: The last that was given; 0 if none was.
+        had_vault: Whether a vault has ever been opened with it.
+    """
+
+    name: str
+    forgotten: int
+    last: int
+    had_vault: bool
+
+    @classmethod
+    def of(cls, url: str) -> Standing | None:
+        """Read it without changing anything; None if there is no journal yet.
+
+        Raises:
+            VaultError: It cannot be asked.
+            KeyringError: Its file may not be read and written.
+        """
+        engine = look_into(url)
+        if engine is None:
+            return None
+        try:
+            with transaction(engine) as connection:
+                if not sql.inspect(connection).has_table(_JOURNAL.name):
+                    return None
+                query = sql.select(_JOURNAL.c.name, _JOURNAL.c.forgotten, _JOURNAL.c.last)
+                row = connection.execute(query).first()
+                noted = sql.inspect(connection).has_table(_VAULT.name) and (
+                    connection.scalar(sql.select(_VAULT.c.one)) is not None
+                )
+        except VaultError:
+            raise VaultError("The tombstone journal of the vault cannot be asked.") from None
+        finally:
+            engine.dispose()
+        return None if row is None else cls(*row, noted or row.last > 0)
 
 
 class Journal:

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import sqlalchemy as sql
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import QueuePool, StaticPool
 
 from telemetry.errors import ConfigError, VaultError
 from telemetry.identity import guarded
@@ -32,9 +32,11 @@ __all__ = [
     "about",
     "add_subjects",
     "change_subjects",
+    "check_version",
     "chunks",
     "find_subjects",
     "insert",
+    "look_into",
     "migrate",
     "open_engine",
     "set_about",
@@ -98,6 +100,28 @@ _CHANGE: Final = (
     .values({name: sql.bindparam(f"new_{name}") for name in NEW[1:]})
 )
 _LENGTHS: Final = (1, 8, 64, 256, _CHUNK)
+
+
+def look_into(url: str) -> sql.Engine | None:
+    """Make an engine that changes nothing, to look whether a database could be opened.
+
+    Returns:
+        None where there is nothing to look into yet, as `guarded.looking` says.
+
+    Raises:
+        VaultError: As `open_engine`.
+        KeyringError: Its file may not be read and written.
+    """
+    try:
+        parsed = sql.engine.make_url(url)
+    except sql.exc.SQLAlchemyError:
+        raise VaultError("The vault cannot be opened.") from None
+    if parsed.get_backend_name() != "sqlite" or not parsed.database:
+        return open_engine(url)
+    connection = guarded.looking(Path(parsed.database))
+    if connection is None:
+        return None
+    return sql.create_engine("sqlite://", creator=lambda: connection, poolclass=StaticPool)
 
 
 def open_engine(url: str, *, write_ahead: bool = True, durable: bool = True) -> sql.Engine:
@@ -276,6 +300,18 @@ def set_about(connection: sql.Connection, values: Mapping[str, str]) -> None:
 # --- Versions -------------------------------------------------------------------------------------
 
 
+def check_version(found: int) -> None:
+    """Refuse a schema that is newer than ours.
+
+    Raises:
+        ConfigError: A later version made it.
+    """
+    if found > SCHEMA:
+        raise ConfigError(
+            "The vault was made by a later version.", remedy="Run that version, or a later one."
+        )
+
+
 def migrate(connection: sql.Connection, today: date) -> int:
     """Bring the schema up to date, in place, within the transaction that is open.
 
@@ -291,10 +327,7 @@ def migrate(connection: sql.Connection, today: date) -> int:
     found = 0
     if "subjects" in tables:
         found = int(about(connection, "schema").get("schema", "1"))
-    if found > SCHEMA:
-        raise ConfigError(
-            "The vault was made by a later version.", remedy="Run that version, or a later one."
-        )
+    check_version(found)
     if found == 1:
         for statement in (
             "ALTER TABLE subjects ADD COLUMN pins INTEGER DEFAULT 0 NOT NULL",

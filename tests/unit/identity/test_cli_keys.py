@@ -26,6 +26,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.chdir(tmp_path)
     for name in ("TELEMETRY_CONFIG", "TELEMETRY_STATE", "TELEMETRY_CUSTODY_KEK"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("telemetry.cli._on_terminal", lambda: True)
 
     def run(*words: str, env: Mapping[str, str] | None = None, text: str = "") -> Result:
         environ = {"TELEMETRY_ENVIRONMENT": "production", **(env or {})}
@@ -164,7 +165,20 @@ def test_the_public_file_is_printed_as_it_is(run: Run, tmp_path: Path) -> None:
     assert "wrapped" not in printed
 
 
-def test_check_says_what_to_keep_before_and_after_the_first_start(run: Run) -> None:
+COMPLETE = """
+[project.1]
+key = "5e175e175e175e175e175e175e175e17"
+tenant = "web"
+[recipient.heap]
+url = "https://heapanalytics.com"
+app_id = "11"
+[recipient.sentry]
+dsn = "https://5e175e175e175e175e175e175e175e17@o1.ingest.de.sentry.io/1"
+"""
+
+
+def test_check_says_what_to_keep_before_and_after_the_first_start(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "telemetry.toml").write_text(COMPLETE, "utf-8")
     before = answer(run("check", "--json"))["keys"]
     assert (before["state"], before["wrapped"]) == ("made at the first start", True)
     run("keys", "init")
