@@ -42,9 +42,9 @@ import structlog
 from scrubbers.model import RuleError
 from scrubbers.user_agent import reduce_user_agent
 from telemetry import logs
-from telemetry.admin import Admin
+from telemetry.admin import Admin, socket_name
 from telemetry.books import Books
-from telemetry.brokers import DEAD, HELD, SEALED, Broker, Entry, Room, Shelf
+from telemetry.brokers import DEAD, HELD, SEALED, Broker, Entry, Room, Shelf, clean
 from telemetry.brokers.buffered import Buffered
 from telemetry.brokers.spool import Spool
 from telemetry.config import Bind, RecipientSettings, Settings, check_vault, is_loopback
@@ -70,7 +70,9 @@ from telemetry.identity import (
     load_spool_key,
 )
 from telemetry.identity.audit import AUDIT_FILE, KEY_ACTIONS, AuditLog, Body, Signer, about_key
+from telemetry.identity.ways_back import sweep_requests
 from telemetry.intake import Intake, Taken
+from telemetry.orders import Orders
 from telemetry.parcel import Parcel
 from telemetry.pipeline import Pseudonymizer, Terms
 from telemetry.policy import (
@@ -385,7 +387,6 @@ class Runner:
                     f"recipients.toml names no recipient {name!r} with a sink.",
                     remedy="Take one that it names.",
                 )
-        self._paused = _Paused(state / "paused.json")
         if part.pseudonymizer:
             check_vault(settings)
         custody = open_custody(settings) if part.pseudonymizer else None
@@ -403,6 +404,8 @@ class Runner:
         self._open_audit(state)
         self.register = register = PolicyRegister(state / "policies.ndjson")
         register.enter(policy.digest, "live", datetime.now(UTC))
+        self.orders = self._open_orders(state)
+        self._open.callback(self.orders.close)
         if part.pseudonymizer:
             identity = Identity.open(
                 state,
@@ -437,12 +440,34 @@ class Runner:
                 bury=self._bury(name),
                 brake=self._brake(),
                 accepts=register.accepts,
+                guided=lambda: self.orders.known,
+                share=partial(self._share, name),
             )
-        for name in self._paused.read():
-            if name in self.forwarders:
-                self.forwarders[name].paused = True
-                self._say(f"{name}: paused, as ordered before. To go on: telemetry resume {name}")
+        for name in self.orders.govern(self.forwarders):
+            self._say(f"{name}: paused, as ordered before. To go on: telemetry resume {name}")
         await self._listen()
+
+    def _share(self, recipient: str) -> float:
+        """Give the part of a recipient's limits that is this process's: others share its stream."""
+        broker: Any = self.storage.broker
+        shared = hasattr(broker, "share")
+        return broker.share(clean(recipient), recipient) if shared else 1.0
+
+    def _open_orders(self, state: Path) -> Orders:
+        """Open what keeps orders. On Kafka a gateway obeys none, so it reads and writes none."""
+        broker: Any = self.storage.broker
+        shared = hasattr(broker, "board") and (self.part.whole or not self.part.gateway)
+        return Orders(
+            state / "paused.json",
+            board=broker.board() if shared else None,
+            register=self.register,
+            recipients=[n for n, recipient in self.policy.recipients.items() if recipient.sink],
+            release=self._release,
+        )
+
+    def _release(self, stage: str) -> None:
+        if stage == "pseudonymizer" and self.pseudonymizer is not None:
+            self.pseudonymizer.brake.release()
 
     def _open_log(self) -> Broker:
         broker = open_broker(self.settings)
@@ -551,13 +576,19 @@ class Runner:
         self._open.push_async_callback(self.admin.stop)
         with _taken("admin_bind", settings.admin_bind):
             self.admin_address = await self.admin.start(
-                admin_bind.host, admin_bind.port, settings.state_dir / "admin.sock"
+                admin_bind.host, admin_bind.port, settings.state_dir / self._socket_name()
             )
         if gateway is not None:
             self.gateway = gateway
             bind = Bind.parse(settings.bind)
             with _taken("bind", settings.bind):
                 self.address = await gateway.start(bind.host, bind.port)
+
+    def _socket_name(self) -> str:
+        if self.part.whole:
+            return socket_name()
+        recipients = "-".join(self.part.forwards or ())
+        return socket_name(self.part.name, recipients, self.settings.broker.member)
 
     def _gateway(self) -> Gateway | None:
         settings = self.settings
@@ -669,6 +700,8 @@ class Runner:
             loops |= {"pseudonymizer": self.pseudonymizer.run, "keys": self._tend}
         if self.upkeep is not None:
             loops["upkeep"] = self.upkeep.run
+        if self.orders.shared:
+            loops["orders"] = self.orders.run
         if hasattr(self.storage.broker, "tend"):
             loops["log"] = self._tend_log
         self._loops = [
@@ -723,11 +756,24 @@ class Runner:
                 await asyncio.wait_for(stop.wait(), _SWEEP_S)
 
     async def sweep_once(self) -> int:
-        """Go through the dead and the held stream once; give how many parcels were deleted."""
+        """Go once through what is kept here; give how many parcels were deleted.
+
+        The dead and the held stream (on Kafka the topics' own retention deletes), what was found
+        damaged, and requests for a way back.
+        """
         shelf, now = self.storage.broker, datetime.now(UTC)
-        if not isinstance(shelf, Shelf):
-            return 0  # on Kafka the topic's own retention deletes
+        if self.part.pseudonymizer:
+            await asyncio.to_thread(sweep_requests, self.settings.state_dir, now)
+        spool = shelf.spool if isinstance(shelf, Buffered) else shelf
         swept = 0
+        if isinstance(spool, Spool):
+            limit = moment_before(now, self.policy.dead_letters)
+            gone = await self.storage.call(spool.forget_lost, limit)
+            swept += gone
+            if gone:
+                self._note_swept("lost", gone)
+        if not isinstance(shelf, Shelf):
+            return swept
         ends: Mapping[str, Callable[[Parcel], datetime]] = {
             DEAD: lambda letter: ends_at(letter, self.policy.dead_letters),
             HELD: lambda parcel: parcel.retain_until,
@@ -755,13 +801,6 @@ class Runner:
                 swept += count
                 if not after:
                     break
-        if isinstance(shelf, Spool):
-            gone = await self.storage.call(
-                shelf.forget_lost, moment_before(now, self.policy.dead_letters)
-            )
-            swept += gone
-            if gone:
-                self._note_swept("lost", gone)
         if swept:
             _log.info("swept", parcels=swept)
         return swept
@@ -795,23 +834,28 @@ class Runner:
         A pause protects, so it is done before it is recorded; to go on is recorded first.
 
         Args:
-            names: Of recipients there are.
+            names: Of recipients there are (`ordered`).
             paused: Whether to pause.
             actor: Who orders it, as `AuditLog.record` takes it.
 
         Raises:
             AuditError: It could not be recorded; nothing was resumed.
+            BrokerError: Other processes were not told.
         """
         action = "recipient.pause" if paused else "recipient.resume"
         if not paused:
             await asyncio.to_thread(self._witness_each, actor, action, names)
-        for name in names:
-            self.forwarders[name].paused = paused
-            if not paused:
-                self.forwarders[name].brake.release()
-        self._paused.write(name for name, each in self.forwarders.items() if each.paused)
-        if paused:
+            await self.orders.resume(names)
+            return
+        try:
+            await self.orders.pause(names)
+        finally:
             await asyncio.to_thread(self._witness_each, actor, action, names)
+
+    @property
+    def ordered(self) -> tuple[str, ...]:
+        """Recipients to which orders can be given here: on Kafka all, whoever forwards to them."""
+        return self.orders.recipients if self.orders.shared else tuple(self.forwarders)
 
     def _signer(self) -> Signer:
         if self.identity is None:
@@ -910,8 +954,16 @@ class Runner:
         books = await self.books()
         oldest: dict[str, Parcel] = {}
         room: dict[str, Room] = {}
+        log_ends: dict[str, datetime] = {}
         if isinstance(shelf, Shelf):
             oldest, room = await self.storage.call(lambda: (shelf.oldest(), shelf.room()))
+        elif hasattr(shelf, "waits"):
+            waits: dict[str, tuple[Parcel, datetime]] = await self.storage.call(shelf.waits)
+            topics = importlib.import_module("telemetry.brokers.kafka.topics")
+            for stream, (parcel, taken_at) in waits.items():
+                oldest[stream] = parcel
+                kept = self.policy.log_retention[SEALED if stream == SEALED else "clean"]
+                log_ends[stream] = taken_at + topics.least_kept(kept)
         return Snapshot(
             now=datetime.now(UTC),
             books=books,
@@ -924,6 +976,7 @@ class Runner:
             oldest=oldest,
             room=room,
             letters=self.policy.dead_letters,
+            log_ends=log_ends,
         )
 
     async def books(self) -> Books:
@@ -981,33 +1034,6 @@ def _given(settings: RecipientSettings) -> dict[str, str]:
                 "cannot be read.", path=Path(path), remedy="Name a readable file."
             ) from None
     return given
-
-
-class _Paused:
-    """Which recipients were ordered to wait: a restart must not undo what an operator ordered."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def read(self) -> list[str]:
-        try:
-            return msgspec.json.decode(self._path.read_bytes(), type=list[str])
-        except FileNotFoundError:
-            return []
-        except (OSError, msgspec.MsgspecError):
-            raise ConfigError(
-                "cannot be read, so nobody knows which recipients were paused.",
-                path=self._path,
-                remedy="Remove it if none is to be.",
-            ) from None
-
-    def write(self, names: Iterable[str]) -> None:
-        beside = self._path.with_suffix(".new")
-        with beside.open("wb") as file:
-            file.write(msgspec.json.encode(sorted(names)))
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(self._path)
 
 
 def rates_of(recipient: Recipient) -> list[Rate]:

@@ -120,7 +120,7 @@ ACTIONS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
             "dead.open": _COUNTED,
             "dead.purge": _COUNTED,
             "dead.replay": _COUNTED,
-            "dead.release": _COUNTED,
+            "held.release": _COUNTED,
             "account.token": ("kind", "count", "domains", "ticket"),
             "account.join": ("kind", "count", "domains", "reason", "ticket", "tokens"),
             "reidentify.request": (*_REQUEST, "domain", "token"),

@@ -44,6 +44,7 @@ __all__ = [
     "Source",
     "WaysBack",
     "person_behind",
+    "sweep_requests",
 ]
 
 SubjectState: TypeAlias = Literal["known", "unknown", "erased"]
@@ -732,6 +733,32 @@ class WaysBack:
         self._requests.close()
 
 
+def sweep_requests(state: Path, now: datetime) -> int:
+    """Delete the requests whose time is up, answered or not; the audit log keeps what it was told.
+
+    Without it, a token would stay of a request that nobody ever came back to, and the names of who
+    asked and approved for ever.
+
+    Args:
+        state: The state folder.
+        now: Aware wall clock.
+
+    Returns:
+        How many were deleted.
+
+    Raises:
+        AuditError: The store cannot be used.
+    """
+    if not (state / _STORE).exists():
+        return 0
+    requests = _Requests(state / _STORE)
+    try:
+        with requests.alone():
+            return requests.sweep(now)
+    finally:
+        requests.close()
+
+
 class _Requests:
     """Requests until they are answered or void. A token is removed with its request."""
 
@@ -804,6 +831,13 @@ class _Requests:
                 one = replace(one, state="void")
             found.append(one)
         return [one for one in found if one.state != "void"]
+
+    def sweep(self, now: datetime) -> int:
+        """Delete those whose time is up."""
+        rows = self._connection.execute("SELECT id, until FROM requests").fetchall()
+        gone = [(one,) for one, until in rows if now >= datetime.fromisoformat(until)]
+        self._connection.executemany("DELETE FROM requests WHERE id = ?", gone)
+        return len(gone)
 
     def approve(self, request: Request, approver: str) -> Request:
         self._connection.execute(
