@@ -42,6 +42,8 @@ _STATES: Final = {
     "to go on: telemetry resume {name}",
     "blocked": "it refuses our credentials (401 or 403). Events wait. Check [recipient.{name}]; it "
     "goes on by itself once they are taken",
+    "without orders": "for half a minute nobody could tell it which recipients are to wait. It "
+    "goes on by itself once Kafka answers",
     "waiting": "it does not answer, or asked us to wait. It goes on by itself",
 }
 _HOLDING: Final = {

@@ -318,7 +318,12 @@ def restore(
     require_keys(settings)
     if file is not None and not file.is_file():
         raise ConfigError("is no file.", path=file, remedy="Name one of `telemetry vault backup`.")
-    if file is None:
+    if new_vault:
+        asked = (
+            "Begin a new vault, in which every account gets new tokens and from which nothing that "
+            "recipients hold can be erased?"
+        )
+    elif file is None:
         asked = (
             "Begin a new tombstone journal, and forget the erasures and objections that only the "
             "lost one knew and this vault has not read yet?"

@@ -126,6 +126,7 @@ def wrap(run: Run) -> str:
         ("vault", "rewrap", "--destroy"),
         ("vault", "restore", "copy"),
         ("vault", "restore", "--new-journal"),
+        ("vault", "restore", "--new-vault"),
     ],
     ids=" ".join,
 )
