@@ -38,6 +38,8 @@ _LOST: Final = ("no_room", "expired", "log_retention")
 
 _STATES: Final = {
     "paused": "as somebody ordered. Events wait. To go on: telemetry resume {name}",
+    "without orders": "it has not learnt from Kafka whether somebody ordered it to pause. Check "
+    "that it may read the topic of orders",
     "braked": "nearly everything became a dead letter. Look: telemetry dead list --stage {name}; "
     "to go on: telemetry resume {name}",
     "blocked": "it refuses our credentials (401 or 403). Events wait. Check [recipient.{name}]; it "

@@ -318,7 +318,12 @@ def restore(
     require_keys(settings)
     if file is not None and not file.is_file():
         raise ConfigError("is no file.", path=file, remedy="Name one of `telemetry vault backup`.")
-    if file is None:
+    if new_vault:
+        asked = (
+            "Begin a new vault, so that every account gets new tokens and nothing that recipients "
+            "hold can be erased by its tokens any more?"
+        )
+    elif file is None:
         asked = (
             "Begin a new tombstone journal, and forget the erasures and objections that only the "
             "lost one knew and this vault has not read yet?"

@@ -435,10 +435,9 @@ def test_several_roles_of_one_folder_make_one_page() -> None:
     assert page["recipients"] == {"heap": "paused"}
     assert page["time_to_loss_s"] == {clean("heap"): 4 * 86400.0}
     told = {answer["question"]: answer for answer in page["answers"]}
-    assert told["safe now?"]["because"] == [
-        "forward.heap: heap is paused",
-        "gateway: the pseudonymizer takes nothing: BrokerError",
-    ]
+    paused, held = told["safe now?"]["because"]
+    assert paused.startswith("forward.heap: heap is paused, ")
+    assert held.startswith("gateway: the pseudonymizer takes nothing: BrokerError, ")
     assert told["time left?"]["answer"] == "4 d"
     alone = _pages()["gateway"]
     assert merged({"gateway": alone}) == alone
