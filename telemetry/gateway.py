@@ -36,8 +36,8 @@ status
 408    Head not complete within 10 s, or body within 30 s
 413    Body over 10 MiB or 100:1; over 1000 events
 415    Content type or encoding we do not know
-429    Quota of the key used up, the log full, or room so short that only errors are taken; with
-       ``Retry-After``. Nothing was taken
+429    Quota of the key used up, the log or a recipient's share of it full, or room so short that
+       only errors are taken; with ``Retry-After``. Nothing was taken
 500    Our fault. Nothing was taken
 503    The log cannot be reached, or too much is under way; with ``Retry-After``. Nothing was taken
 ====== =========================================================================================
@@ -63,7 +63,7 @@ import resource
 import ssl
 import threading
 import time
-from collections.abc import Awaitable, Callable, Container, Mapping
+from collections.abc import Awaitable, Callable, Collection, Container, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -325,6 +325,7 @@ class _Asked(NamedTuple):
     credentials: sentry.Credentials | None
     connection: Connection
     short: bool
+    full: Collection[str]
 
 
 class _Answer(NamedTuple):
@@ -355,6 +356,7 @@ class Gateway:
         events_per_minute: Most events of a project that has no figure of its own.
         yields: Kinds that are refused first when the log's room gets short.
         short: Whether it is; asked on the event loop.
+        full: Kinds that are refused because a recipient of theirs has no room left in the log.
         ready: Whether events can be taken now, for ``/health/ready``.
         count: Metric hook.
     """
@@ -372,6 +374,7 @@ class Gateway:
         events_per_minute: int = 600_000,
         yields: Container[str] = (),
         short: Callable[[], bool] = lambda: False,
+        full: Callable[[], Collection[str]] = frozenset,
         ready: Callable[[], bool] = lambda: True,
         count: Count = _uncounted,
     ) -> None:
@@ -385,7 +388,7 @@ class Gateway:
         self._projects, self._kinds = projects, kinds
         self._limits, self._trusted_proxies = limits, trusted_proxies
         self._quota = _Quota(events_per_minute, projects.quotas())
-        self._yields, self._short = yields, short
+        self._yields, self._short, self._full = yields, short, full
         self._ready, self._count = ready, count
         self._held = 0
         self._under_way = 0
@@ -593,6 +596,7 @@ class Gateway:
             found,
             self._connection(request),
             self._short(),
+            self._full(),
         )
 
     def _connection(self, request: web.BaseRequest) -> Connection:
@@ -715,6 +719,9 @@ class Gateway:
     def _take(self, items: list[Item], sender: _Sender, asked: _Asked) -> Taken:
         if asked.short and items and all(item.kind in self._yields for item in items):
             raise Refusal("shed", retry_after_s=_FULL_RETRY_AFTER_S)
+        if asked.full and any(item.kind in asked.full for item in items):
+            # What is answered 200 must reach each of its recipients: there is no room for that.
+            raise Refusal("no_room", retry_after_s=_FULL_RETRY_AFTER_S)
         self._quota.take(sender.quota, len(items))
         return self._intake.take(items, tenant=sender.tenant, connection=asked.connection)
 

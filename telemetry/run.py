@@ -38,7 +38,7 @@ import structlog
 from telemetry import logs
 from telemetry.admin import Admin, socket_name
 from telemetry.books import Books
-from telemetry.brokers import DEAD, HELD, SEALED, Broker, Entry, Room, Shelf, clean
+from telemetry.brokers import DEAD, HELD, SEALED, Broker, Entry, Room, Shelf, clean, stage_of
 from telemetry.brokers.buffered import Buffered
 from telemetry.brokers.spool import Spool
 from telemetry.config import Bind, Settings
@@ -139,6 +139,8 @@ class Storage:
         embedded = folder is not None and isinstance(broker, Spool)
         self._file = folder / SPOOL_FILE if folder is not None and embedded else None
         self._short = False
+        self.full: frozenset[str] = frozenset()
+        """Recipients whose share of the log is nearly used up, as of the last look."""
         self._looked_at = float("-inf")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="storage")
         self.stored: Counter[Entry] = Counter()
@@ -177,7 +179,13 @@ class Storage:
         if self._folder is None or not isinstance(shelf, Shelf):
             return  # Kafka's room is Kafka's matter
         with suppress(BrokerError, OSError):
-            used, most = shelf.room()[""]
+            room = shelf.room()
+            used, most = room[""]
+            self.full = frozenset(
+                stage_of(stream)
+                for stream, (taken, share) in room.items()
+                if stream.startswith(clean("")) and taken > _SHORT_FROM * share
+            )
             disk = os.statvfs(self._folder)
             free = disk.f_bavail * disk.f_frsize
             self._short = used > _SHORT_FROM * most or free < _SHORT_DISK_BYTES
@@ -551,6 +559,7 @@ class Runner:
             events_per_minute=settings.gateway.events_per_minute,
             yields=frozenset(settings.gateway.yields),
             short=self.storage.short,
+            full=self._full_kinds,
             limits=Limits(stop_s=_DRAIN_S),
             ready=lambda: not self.holding,
             count=self._count,
@@ -565,6 +574,15 @@ class Runner:
             return "BrokerError"
         broker = self.storage.broker
         return broker.ailing if isinstance(broker, Buffered) else ""
+
+    def _full_kinds(self) -> Collection[str]:
+        """Name the kinds that a recipient gets whose share of the log is nearly used up."""
+        full, policy = self.storage.full, self.policy
+        return full and {
+            kind
+            for kind, purpose in policy.purpose_of_kind.items()
+            if full.intersection(policy.recipients_of(purpose))
+        }
 
     def _brake(self) -> Brake:
         dead = self.settings.dead

@@ -72,6 +72,7 @@ REFUSALS: Final = {
     "wrong_encoding": _Answer(415, "This Content-Encoding is not supported."),
     "over_quota": _Answer(429, "This key has sent more events than it may; try again later."),
     "log_full": _Answer(429, "The log has no room; try again later."),
+    "no_room": _Answer(429, "A recipient's log is nearly full; try again later."),
     "shed": _Answer(429, "Room is short and errors come first; try again later."),
     "internal": _Answer(500, "The request could not be processed."),
     "log_unavailable": _Answer(503, "The log cannot take events now; try again later."),

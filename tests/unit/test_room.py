@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from telemetry import run
-from telemetry.brokers import SEALED, Entry
+from telemetry.brokers import SEALED, Entry, clean
 from telemetry.brokers.spool import Spool
 from telemetry.config import GatewaySection, Project, RecipientSettings, Settings
 from telemetry.errors import ConfigError, SpoolFull
@@ -83,6 +83,56 @@ async def test_a_word_that_is_no_kind_stops_the_start(tmp_path: Path) -> None:
     try:
         with pytest.raises(ConfigError, match="analytics_evnet"):
             await runner.open()
+    finally:
+        await runner.close()
+
+
+async def test_a_recipient_whose_share_is_nearly_full_is_named_until_some_of_it_has_left(
+    tmp_path: Path,
+) -> None:
+    spool = Spool(tmp_path / "spool.sqlite3", key=bytes(32), quota_bytes=1 << 20)
+    storage = Storage(spool, tmp_path)
+    spool.poll(SEALED, "pseudonymizer", 1)
+    for stream in (clean("heap"), clean("sentry")):
+        spool.poll(stream, stream.removeprefix("clean."), 1)
+    await looked(storage)
+    assert storage.full == frozenset()
+    lost = Entry("heap", "dropped", "no_room")
+    for n in range(12):
+        spool.append(SEALED, [make_parcel(n)], {ONE: 1})
+        polled = spool.poll(SEALED, "pseudonymizer", 1)
+        spool.finish(polled, {clean("heap"): [make_parcel(n, body=os.urandom(20_000))]}, {})
+        await looked(storage)
+        if storage.full:
+            break
+    assert storage.full == {"heap"}
+    assert lost not in spool.books(), "it is named while there still is room for what was taken"
+    spool.finish(spool.poll(clean("heap"), "heap", 5), {}, {})
+    await looked(storage)
+    assert storage.full == frozenset()
+    storage.close()
+
+
+async def test_what_has_no_room_at_its_recipient_is_refused_and_not_taken_and_dropped(
+    tmp_path: Path,
+) -> None:
+    settings = Settings(state=str(tmp_path / "state"), bind="127.0.0.1:0", admin_bind="127.0.0.1:0")
+    runner = Runner(settings, lambda _line: None)
+    try:
+        await runner.open()
+        runner.storage.full, runner.storage._looked_at = frozenset({"heap"}), float("inf")
+        host, port = runner.address
+        analytics = {"event": "search used", "account": 7, "properties": {"scope": "tasks"}}
+        error = {"kind": "error_event", "message": "boom"}
+        statuses = []
+        async with aiohttp.ClientSession() as client:
+            url = f"http://{host}:{port}/v1/events"
+            for body in ([analytics], [error], [error, analytics]):
+                async with client.post(url, json=body) as answer:
+                    statuses.append(answer.status)
+        assert statuses == [429, 200, 429]
+        assert runner.seen["refusals", ("no_room",)] == 2
+        assert (await runner.books()).as_json()["events_in"] == 1
     finally:
         await runner.close()
 
