@@ -38,12 +38,12 @@ _LOST: Final = ("no_room", "expired", "log_retention")
 
 _STATES: Final = {
     "paused": "as somebody ordered. Events wait. To go on: telemetry resume {name}",
+    "without orders": "it has not learnt from Kafka whether somebody ordered it to pause. Check "
+    "that it may read the topic of orders",
     "braked": "nearly everything became a dead letter. Look: telemetry dead list --stage {name}; "
     "to go on: telemetry resume {name}",
     "blocked": "it refuses our credentials (401 or 403). Events wait. Check [recipient.{name}]; it "
     "goes on by itself once they are taken",
-    "without orders": "for half a minute nobody could tell it which recipients are to wait. It "
-    "goes on by itself once Kafka answers",
     "waiting": "it does not answer, or asked us to wait. It goes on by itself",
 }
 _HOLDING: Final = {

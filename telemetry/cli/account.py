@@ -23,7 +23,7 @@ from rich.table import Table
 
 from telemetry.admin import NotRunningError
 from telemetry.admin import ask as ask_running
-from telemetry.cli import EXIT_NO, Config, Json, State, app, print_table, settings_of
+from telemetry.cli import EXIT_NO, Config, Json, State, Yes, app, confirm, print_table, settings_of
 from telemetry.cli.audit import open_identity, open_log
 from telemetry.config import Settings
 from telemetry.errors import ConfigError
@@ -187,7 +187,7 @@ def erase(  # noqa: PLR0913 - options
     kind: Kind = "account",
     ticket: Ticket,
     reason: Annotated[str, typer.Option(help="Why, in a word.")] = "art17",
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Yes = False,
     config: Config = None,
     state: State = None,
     as_json: Json = False,
@@ -222,10 +222,7 @@ def erase(  # noqa: PLR0913 - options
         running = _runs_with_vault(settings)
         if not running:
             back.claim()
-        if not yes:
-            if not sys.stdin.isatty():
-                raise typer.BadParameter("Nobody can be asked here: give --yes.")
-            typer.confirm(f"Erase {len(given)} ({kind})? Nothing brings them back.", abort=True)
+        confirm(f"Erase {len(given)} ({kind})? Nothing brings them back.", yes=yes)
         request, told = back.order_erasure(kind, given, reason=reason, ticket=ticket)
         rows = _rows(settings, policy, told)
         left = _left_to_do(policy)

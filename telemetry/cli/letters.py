@@ -280,7 +280,7 @@ def list_held(
         return
     table = Table(show_edge=False)
     for column in ("reason", "kind", "age", "kept until", "place", "event", "goes again"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column)
     for one in found:
         row = (one.reason, one.kind, spoken(one.age_s), f"{one.retain_until:%Y-%m-%d}", one.place)
         table.add_row(*map(escape, row), one.event_id, one.goes_again)

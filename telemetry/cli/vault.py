@@ -320,8 +320,8 @@ def restore(
         raise ConfigError("is no file.", path=file, remedy="Name one of `telemetry vault backup`.")
     if new_vault:
         asked = (
-            "Begin a new vault, in which every account gets new tokens and from which nothing that "
-            "recipients hold can be erased?"
+            "Begin a new vault, so that every account gets new tokens and nothing that recipients "
+            "hold can be erased by its tokens any more?"
         )
     elif file is None:
         asked = (

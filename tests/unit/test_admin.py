@@ -435,9 +435,9 @@ def test_several_roles_of_one_folder_make_one_page() -> None:
     assert page["recipients"] == {"heap": "paused"}
     assert page["time_to_loss_s"] == {clean("heap"): 4 * 86400.0}
     told = {answer["question"]: answer for answer in page["answers"]}
-    heap, taking = told["safe now?"]["because"]
-    assert heap.startswith("forward.heap: heap is paused, ")
-    assert taking.startswith("gateway: the pseudonymizer takes nothing: ")
+    paused, held = told["safe now?"]["because"]
+    assert paused.startswith("forward.heap: heap is paused, ")
+    assert held.startswith("gateway: the pseudonymizer takes nothing: BrokerError, ")
     assert told["time left?"]["answer"] == "4 d"
     alone = _pages()["gateway"]
     assert merged({"gateway": alone}) == alone

@@ -73,6 +73,7 @@ FOR_GOOD = {
     "vault restore",
     "vault rewrap",
     "policy revoke",
+    "account erase",
 }
 
 

@@ -363,6 +363,10 @@ def lost_journal(place: Place) -> None:
     (place.state / "tombstones.sqlite3").unlink()
 
 
+def lost_vault(place: Place) -> None:
+    (place.state / "vault.sqlite3").unlink()
+
+
 def another_vault(place: Place) -> None:
     """The vault of other keys."""
     connection = sqlite3.connect(place.state / "vault.sqlite3")
@@ -422,6 +426,7 @@ AFTER: list[Callable[[Place], None]] = [
     changed_audit_log,
     audit_log_set_back,
     lost_journal,
+    lost_vault,
     another_vault,
     later_vault,
     half_restored_vault,
@@ -549,6 +554,26 @@ async def test_nothing_is_found_where_a_start_goes_through(tmp_path: Path) -> No
     assert list(Start(place.settings(), Part()).findings()) == []
     await opened(place.settings())
     assert kept.exists()
+
+
+async def test_what_a_killed_process_left_is_no_reason_to_refuse(tmp_path: Path, ran: Path) -> None:
+    """A database with a write-ahead log beside it is there; the start finishes it."""
+    shutil.copytree(ran, tmp_path, dirs_exist_ok=True)
+    place = Place(tmp_path, {}, ExitStack())
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    vault = place.state / "vault.sqlite3"
+    connection = sqlite3.connect(vault)
+    connection.execute("CREATE TABLE IF NOT EXISTS left_over (x)")
+    connection.commit()
+    for file in place.state.glob("vault.sqlite3*"):
+        shutil.copy2(file, killed)
+    connection.close()
+    for file in killed.iterdir():
+        shutil.copy2(file, place.state)
+    assert (place.state / "vault.sqlite3-wal").stat().st_size
+    assert list(Start(place.settings(), Part()).findings()) == []
+    await opened(place.settings())
 
 
 async def test_everything_is_found_at_once(tmp_path: Path, stack: ExitStack) -> None:

@@ -38,6 +38,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 
 from telemetry.errors import CapsuleError, ConfigError, IdentifierError, KeyringError, VaultError
+from telemetry.identity import guarded
 from telemetry.identity.keyring import Keyring, Secret
 from telemetry.identity.pseudonym import frame
 from telemetry.identity.vault.journal import Entry, Journal, Standing
@@ -756,7 +757,9 @@ class Vault:
             keyring is not None and _in_use(keyring)
         )
         if engine is None:
-            if missed:
+            # What a process left that was killed is there, and only its owner may look into it.
+            file = sql.engine.make_url(url).database
+            if missed and file and guarded.absent(Path(file)):
                 raise _vanished(sql.engine.make_url(url))
             return
         try:
