@@ -563,10 +563,10 @@ def _redact(contract: Any, rules: Rules, ledger: Ledger) -> None:
     treatments = rules.treatments
     detectors = treatments.detectors
     known = KnownValues(ledger.known) if ledger.known and ledger.texts else None
-    texts = _suspects(ledger.texts, detectors, known)
+    texts, known = _suspects(ledger.texts, detectors, known)
     statics: Collection[str] = ()
     if ledger.statics:
-        statics = _suspects(ledger.statics, detectors, None)
+        statics, _ = _suspects(ledger.statics, detectors, None)
         treatments.quiet.learn(ledger.statics, ledger.files, statics)
     if not texts and not statics:
         return
@@ -635,33 +635,37 @@ def _given_away(
     return placeholder, remarks[0].rule
 
 
-def _suspects(texts: list[str], detectors: Detectors, known: KnownValues | None) -> Collection[str]:
-    """Give the texts that may hold something.
+def _suspects(
+    texts: list[str], detectors: Detectors, known: KnownValues | None
+) -> tuple[Collection[str], KnownValues | None]:
+    """Give the texts that may hold something, and those known values that may stand in them.
 
     All of them are scanned as one; clean, the common case, costs that one pass.
     """
     if not texts:
-        return ()
+        return (), None
     joined = SEPARATOR.join(texts)
     # A text that holds the separator itself could hide where it ends: look at each.
     if joined.count(SEPARATOR) != len(texts) - 1:
-        return set(texts)
+        return set(texts), known
     if not joined.isascii():
         searched = [searchable(text) for text in texts]
         joined = SEPARATOR.join(searched)
         if joined.count(SEPARATOR) != len(texts) - 1:
-            return set(texts)
+            return set(texts), known
     else:
         searched = texts
     data = joined.encode()
     gated = detectors.gate_bytes(data)
-    if not gated and (known is None or not known.stands_in(joined)):
-        return ()
+    if known is not None:
+        known = known.near(joined, data)
+    if not gated and known is None:
+        return (), None
     ends = list(accumulate(len(text.encode()) + 1 for text in searched))
     places = detectors.suspects(data, ends) if gated else set()
     if known is not None:
         stands = known.texts_of(joined, ends)
         if stands is None:
-            return set(texts)
+            return set(texts), known
         places |= stands
-    return {texts[n] for n in places}
+    return {texts[n] for n in places}, known
