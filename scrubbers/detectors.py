@@ -344,8 +344,12 @@ class Detectors:
             if start < 0:
                 break
             # An anchor may begin or end with the separator: then it is about both neighbours.
-            last = min(bisect_right(ends, max(start, end - 1)), len(ends) - 1)
-            found.update(range(bisect_right(ends, start), last + 1))
+            first = bisect_right(ends, start)
+            if end <= ends[first]:
+                found.add(first)
+            else:
+                last = min(bisect_right(ends, max(start, end - 1), first), len(ends) - 1)
+                found.update(range(first, last + 1))
             # Behind the end of the text: its other anchors would tell nothing new.
             position = data.find(_SEPARATOR_BYTE, end)
         return found

@@ -661,7 +661,10 @@ def _suspects(
         known = known.near(joined, data)
     if not gated and known is None:
         return (), None
-    ends = list(accumulate(len(text.encode()) + 1 for text in searched))
+    sizes = [len(text) + 1 for text in searched]
+    if len(data) > len(joined):
+        sizes = [len(text.encode()) + 1 for text in searched]
+    ends = list(accumulate(sizes))
     places = detectors.suspects(data, ends) if gated else set()
     if known is not None:
         stands = known.texts_of(joined, ends)

@@ -29,8 +29,12 @@ KINDS = {
 _MIN_ANYWHERE = 4
 _MIN_ENCODED = 6
 _OUTLINE = 14
-# A value so long has, in Base64, a run of 15 characters: longer than words are.
-_MIN_RUN_OF = 12
+# A value of nine characters is a run of eleven in Base64 at least: longer than nearly all words.
+_MIN_RUN_OF = 9
+_MAX_RUN_OF = 45
+# Of these Base64 makes letters and digits only: for + and / it takes a byte whose last six bits are
+# all set but one, as in ?, > and ~, or one that is no ASCII.
+_SOBER = re.compile(r"[ -=@-}]*")
 _MAX_VALUE = 512
 _MAX_VALUES = 512
 _MAX_OTHERS = 48
@@ -58,9 +62,8 @@ _LINE_CONTEXT = re.compile(
 _PORT_CONTEXT = re.compile(rb"(?i)\bport[ =:]{0,2}\Z")
 _MAX_PORT_DIGITS = 5
 _BASE64_BYTE = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=_-")
-_IN_RUNS = bytes(
-    ord("x") if byte in _BASE64_BYTE and byte != ord("=") else ord(" ") for byte in range(256)
-)
+_IN_RUNS = bytes(ord("x") if byte in _BASE64_BYTE - {ord("=")} else ord(" ") for byte in range(256))
+_IN_PLAIN_RUNS = bytes(byte if chr(at).isalnum() else ord(" ") for at, byte in enumerate(_IN_RUNS))
 
 _Core = tuple[str, int]
 """A text that stands wherever a value does, and the place of that value."""
@@ -177,8 +180,8 @@ class KnownValues:
 
         Each event passes here, so nothing is worked out that is not needed to say no.
         """
-        coded: list[bytes] = []
-        for kind, value in self._given:
+        coded: list[str] = []
+        for kind, value in dict.fromkeys(self._given):
             # No encoding changes letters and digits. Most ids are one run of them.
             if value.isalnum() and value.isascii() and kind != "name":
                 if value.lower() in folded:
@@ -188,22 +191,21 @@ class KnownValues:
                 form = _form(value)
                 if any(core in folded for core in _hints(kind, form)):
                     return True
-            if len(raw := form.encode()) >= _MIN_ENCODED:
-                coded.append(raw)
+            if len(form) >= _MIN_ENCODED or not form.isascii():
+                coded.append(form)
         if not coded:
             return False
-        # What is written in Base64 or hex is one run, by a third longer than its value or more. Of
-        # long values no text that people write holds one; of short ones nearly each does.
-        shortest = min(map(len, coded))
-        if shortest >= _MIN_RUN_OF:
-            return b"x" * (shortest * 4 // 3 - 1) in data.translate(_IN_RUNS)
-        if b"x" * (_MIN_RUN_OF * 4 // 3 - 1) in data.translate(_IN_RUNS):
+        # In hex or Base64 a value is a run of characters, longer by a third or more. If it is not
+        # very short, few texts that people write hold a run of so many.
+        runs = data.translate(_IN_PLAIN_RUNS if _SOBER.fullmatch("".join(coded)) else _IN_RUNS)
+        shortest = min(max(min(map(len, coded)), _MIN_RUN_OF), _MAX_RUN_OF)
+        if b"x" * (shortest * 4 // 3 - 1) in runs:
             return True
         return any(
             core in (folded if folds else exact)
-            for raw in coded
-            if len(raw) < _MIN_RUN_OF
-            for core, folds in _coded_cores(raw)
+            for form in coded
+            if len(form) < _MIN_RUN_OF
+            for core, folds in _coded_cores(form.encode())
         )
 
     def _near(self, folded: str, exact: str) -> list[int]:
