@@ -37,13 +37,17 @@ __all__ = [
     "beside",
     "rescrub",
     "scrub",
+    "whole",
 ]
 
 KEY: Final = object()
 """In a `Slot`: the text is a key of an open map, not a value."""
 
-Path = tuple[str | int, ...]
-Slot = tuple[Any, Any, str, Path, Path, bool]
+Path = tuple[Any, ...]
+"""Names and indexes from the root. Of a record below a list it may be a pair instead: the path of
+what holds the record, and a name or index. Most records change nothing, and need none written out;
+`whole` does that."""
+Slot = tuple[Any, Any, str, Path, tuple[str | int, ...], bool]
 """Owner (object, list or dict), attribute or index, text, path of the record, rest of the path, and
 whether it is text of the program (see `Ledger.statics`)."""
 
@@ -273,11 +277,11 @@ class Ledger:
 
     def strip(self, path: Path, name: str) -> None:
         """Note that a declared payload was there and is gone."""
-        self.remarks.append(Remark((*path, name), "strip", "remove"))
+        self.remarks.append(Remark(whole(path, name), "strip", "remove"))
 
     def invalid(self, path: Path, name: str) -> None:
         """Note that a value did not fit its type and is gone."""
-        self.remarks.append(Remark((*path, name), "type", "invalid"))
+        self.remarks.append(Remark(whole(path, name), "type", "invalid"))
 
     def know(self, kind: str, value: Any, remark: Remark) -> None:
         """Take a value out of the event and look for it everywhere else in it."""
@@ -346,14 +350,14 @@ class Ledger:
             return None
         if prefix != value:
             self.known.append(("ip", value))
-            self.remarks.append(Remark((*path, name), "truncate_ip", "reduce"))
+            self.remarks.append(Remark(whole(path, name), "truncate_ip", "reduce"))
         return prefix or None
 
     def url(self, value: str, path: Path, name: str) -> str | None:
         """Reduce a URL to its template; what is left is still scanned as text."""
         reduced = reduce_url(value)
         if reduced != value:
-            self.remarks.append(Remark((*path, name), "reduce_url", "reduce"))
+            self.remarks.append(Remark(whole(path, name), "reduce_url", "reduce"))
         if not reduced:
             return None
         self.texts.append(reduced)
@@ -363,7 +367,7 @@ class Ledger:
         """Take users and queries out of a file's path or URL; the rest of the path stays."""
         reduced = reduce_url(value, keep_path=True)
         if reduced != value:
-            self.remarks.append(Remark((*path, name), "reduce_url", "reduce"))
+            self.remarks.append(Remark(whole(path, name), "reduce_url", "reduce"))
         if not reduced:
             return None
         self.statics.append(reduced)
@@ -377,7 +381,7 @@ class Ledger:
             return value
         reduced = reduce_user_agent(value)
         if reduced != value:
-            self.remarks.append(Remark((*path, name), "reduce_user_agent", "reduce"))
+            self.remarks.append(Remark(whole(path, name), "reduce_user_agent", "reduce"))
         return reduced
 
     def time(self, value: str | float, path: Path, name: str) -> str | None:
@@ -385,9 +389,15 @@ class Ledger:
 
         Takes RFC 3339 text (without an offset: UTC, as Sentry defines it) or seconds since 1970.
         """
-        # What SDKs write most, many times in an event, is cut as text.
-        if type(value) is str and (text := self._cut(value)) is not None:
-            return text
+        # What SDKs write most, many times in an event, is cut as text: a grid of whole seconds that
+        # begins anew each minute can be read off the seconds.
+        if type(value) is str and _UTC_TEXT.fullmatch(value):
+            grain = self.treatments.grain_s
+            if grain == 1:
+                return f"{value[:19]}Z"
+            if not (grain % 1 or 60 % grain):
+                second = int(value[17:19])
+                return f"{value[:17]}{second - second % int(grain):02d}Z"
         at = self.moment(value)
         if at is None:
             self.invalid(path, name)
@@ -397,19 +407,12 @@ class Ledger:
     def happened(self, value: str | float, path: Path, name: str) -> str | None:
         """As `time`, for the time of the event itself."""
         text = self.time(value, path, name)
-        self.event_time = None if text is None else self.moment(text)
+        if text is not None:
+            try:
+                self.event_time = datetime.fromisoformat(text)  # on the grid already
+            except ValueError:  # the 31st of a month that has no such day
+                self.event_time = None
         return text
-
-    def _cut(self, text: str) -> str | None:
-        """Round the usual text of a time down without reading it; None if it is not usual."""
-        grain = self.treatments.grain_s
-        # A grid of whole seconds that begins anew each minute can be read off the seconds.
-        if grain % 1 or 60 % grain or not _UTC_TEXT.fullmatch(text):
-            return None
-        if grain == 1:
-            return f"{text[:19]}Z"
-        second = int(text[17:19])
-        return f"{text[:17]}{second - second % int(grain):02d}Z"
 
     def moment(self, value: str | float) -> datetime | None:
         """Read a time and round it down, or give None if it is none."""
@@ -446,18 +449,23 @@ class Ledger:
 
     def shape(self, value: Mapping[str, Any], path: Path, name: str) -> dict[str, str] | None:
         """Keep the names of variables and the class of their values, never content or length."""
-        of_text, of_start = _SHAPE_BY_TEXT.get, _SHAPE_BY_START.get
+        if not value:
+            return None
+        if not _VARIABLES.issuperset(value):
+            value = {_variable(key): item for key, item in value.items()}
+        # A frame has some ten variables, and an event some twenty frames.
+        of_text, of_start, of_type = _SHAPE_BY_TEXT.get, _SHAPE_BY_START.get, _SHAPE_BY_TYPE.get
         shapes = {
-            _VARIABLES[key]: of_text(item) or of_start(item[:1], "text")
+            key: of_text(item) or of_start(item[:1], "text")
             if type(item) is str
-            else _shape(item)
+            else of_type(type(item), "number")
+            if item
+            else _SHAPE_OF_NOTHING[type(item)]
             for key, item in value.items()
         }
-        if not shapes:
-            return None
         if not self.treatments.quiet.texts.issuperset(shapes):
             self.statics.extend(shapes)
-        self.remarks.append(Remark((*path, name), "shape", "reduce"))
+        self.remarks.append(Remark(whole(path, name), "shape", "reduce"))
         return shapes
 
 
@@ -466,18 +474,29 @@ def beside(name: str, value: str) -> str:
     return f"{name}={value}"
 
 
-class _Variables(dict[str, str]):
-    """Name of a variable → how it is shown."""
+def whole(path: Path, name: str | int) -> tuple[str | int, ...]:
+    """Write a path out as names and indexes."""
+    if not path or type(path[0]) is not tuple:
+        return (*path, name)
+    rest = [name]
+    while path and type(path[0]) is tuple:
+        path, part = path
+        rest.append(part)
+    return (*path, *reversed(rest))
 
-    def __missing__(self, name: str) -> str:
-        if not _IDENTIFIER.fullmatch(name):
-            return "<key>"
-        if len(self) < _MEMO:
-            self[name] = name
-        return name
+
+_VARIABLES: Final[set[str]] = set()
+"""Names of variables that are shown as they are."""
 
 
-_VARIABLES: Final = _Variables()
+def _variable(name: str) -> str:
+    if not _IDENTIFIER.fullmatch(name):
+        return "<key>"
+    if len(_VARIABLES) < _MEMO:
+        _VARIABLES.add(name)
+    return name
+
+
 _SHAPES: Final = ("null", "bool", "number", "text", "list", "map", "object", "empty")
 # SDKs send locals as their ``repr``: a text that shows by its beginning what it is of.
 _SHAPE_BY_TEXT: Final[Mapping[str, str]] = {
@@ -495,15 +514,15 @@ _SHAPE_BY_START: Final[Mapping[str, str]] = {
 }
 
 
-def _shape(value: Any) -> str:
-    """Class of a JSON value that is no text; never what it holds or how long it is."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "bool"
-    if isinstance(value, list | dict):
-        return ("list" if isinstance(value, list) else "map") if value else "empty"
-    return "number"
+_SHAPE_BY_TYPE: Final[Mapping[type, str]] = {bool: "bool", list: "list", dict: "map"}
+_SHAPE_OF_NOTHING: Final[Mapping[type, str]] = {
+    type(None): "null",
+    bool: "bool",
+    list: "empty",
+    dict: "empty",
+    int: "number",
+    float: "number",
+}
 
 
 def scrub(
@@ -575,7 +594,7 @@ def _redact(contract: Any, rules: Rules, ledger: Ledger) -> None:
     for owner, key, text, path, tail, static in rules.slots(contract, texts, statics):
         if type(owner) is dict and key is not KEY and key not in owner:
             continue  # it went with its name
-        where = (*path, *tail)
+        where = (*whole(path, tail[0]), *tail[1:])
         if changed >= _EVENT_TEXTS:
             # Data, not messages: nothing of what may hold something stays, and nothing is searched.
             if key is KEY:
@@ -599,7 +618,7 @@ def _redact(contract: Any, rules: Rules, ledger: Ledger) -> None:
         # Text of the program is numbered by itself: if numbers went on from the message, a source
         # line would read differently for each person, and Sentry groups by source lines.
         redacted, remarks = redact_suspect(
-            text, detectors, None if static else known, Numbering() if static else numbering
+            text, detectors, None if static else known, Numbering() if static else numbering, where
         )
         if not remarks:
             continue
@@ -612,7 +631,7 @@ def _redact(contract: Any, rules: Rules, ledger: Ledger) -> None:
             owner[key] = redacted
         else:
             setattr(owner, key, redacted)
-        ledger.remarks.extend(Remark(where, r.rule, r.action, r.start, r.end) for r in remarks)
+        ledger.remarks.extend(remarks)
 
 
 def _given_away(

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from scrubbers.detectors import Detectors
-from scrubbers.engine import FORMATS, KEY, MEMOS, Ledger, Path, Slot, Treatments, beside
+from scrubbers.engine import FORMATS, KEY, MEMOS, Ledger, Path, Slot, Treatments, beside, whole
 from scrubbers.model import Remark
 from telemetry.codegen import leaves, source_of
 from telemetry.errors import DecodeError, SchemaError
@@ -185,6 +185,7 @@ class CompiledRules:
             "QUIET_FILES": treatments.quiet.files,
             "Remark": Remark,
             "beside": beside,
+            "whole": whole,
             "VALUES": values,
             "among": _among,
             "present": _present,
