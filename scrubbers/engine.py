@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import accumulate, islice
@@ -406,12 +407,10 @@ class Ledger:
 
     def happened(self, value: str | float, path: Path, name: str) -> str | None:
         """As `time`, for the time of the event itself."""
-        text = self.time(value, path, name)
+        text, self.event_time = self.time(value, path, name), None
         if text is not None:
-            try:
+            with suppress(ValueError):  # the 31st of a month that has no such day
                 self.event_time = datetime.fromisoformat(text)  # on the grid already
-            except ValueError:  # the 31st of a month that has no such day
-                self.event_time = None
         return text
 
     def moment(self, value: str | float) -> datetime | None:
@@ -478,11 +477,8 @@ def whole(path: Path, name: str | int) -> tuple[str | int, ...]:
     """Write a path out as names and indexes."""
     if not path or type(path[0]) is not tuple:
         return (*path, name)
-    rest = [name]
-    while path and type(path[0]) is tuple:
-        path, part = path
-        rest.append(part)
-    return (*path, *reversed(rest))
+    above, part = path
+    return (*whole(above, part), name)
 
 
 _VARIABLES: Final[set[str]] = set()

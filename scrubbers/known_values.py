@@ -62,6 +62,7 @@ _LINE_CONTEXT = re.compile(
 _PORT_CONTEXT = re.compile(rb"(?i)\bport[ =:]{0,2}\Z")
 _MAX_PORT_DIGITS = 5
 _BASE64_BYTE = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=_-")
+_NO_DIGITS = bytes(byte for byte in range(256) if byte not in b"0123456789")
 _IN_RUNS = bytes(ord("x") if byte in _BASE64_BYTE - {ord("=")} else ord(" ") for byte in range(256))
 _IN_PLAIN_RUNS = bytes(byte if chr(at).isalnum() else ord(" ") for at, byte in enumerate(_IN_RUNS))
 
@@ -180,16 +181,18 @@ class KnownValues:
 
         Each event passes here, so nothing is worked out that is not needed to say no.
         """
+        # Many values are numbers, or numbers with marks between them, and few texts have many.
+        digits = data.translate(None, _NO_DIGITS).decode("ascii")
         coded: list[str] = []
-        for kind, value in dict.fromkeys(self._given):
+        for kind, value in self._given:
+            form = value
             # No encoding changes letters and digits. Most ids are one run of them.
-            if value.isalnum() and value.isascii() and kind != "name":
-                if value.lower() in folded:
+            if value.isascii() and value.isalnum() and kind != "name":
+                if (not value.isdigit() or value in digits) and value.lower() in folded:
                     return True
-                form = value
             else:
                 form = _form(value)
-                if any(core in folded for core in _hints(kind, form)):
+                if any(core in folded for core in _hints(kind, form, digits)):
                     return True
             if len(form) >= _MIN_ENCODED or not form.isascii():
                 coded.append(form)
@@ -320,12 +323,16 @@ def _form(value: str) -> str:
     return (value if value.isascii() else searchable(value)).strip()[:_MAX_VALUE]
 
 
-def _hints(kind: str, form: str) -> list[str]:
-    """As `_cores`, for the price of a look; perhaps shorter, so that more texts hold one."""
+def _hints(kind: str, form: str, digits: str) -> list[str]:
+    """As `_cores`, without those that cannot stand in a text with these digits."""
     if not form:
         return []
     if kind == "ip" and form.count(".") == 3:  # noqa: PLR2004 - dotted quad
-        return [form.rpartition(".")[2].lower()]  # stands in each of its spellings
+        parts = form.split(".")
+        run, turned = "".join(parts), "".join(reversed(parts))
+        if run.isascii() and run.isdecimal() and run not in digits and turned not in digits:
+            return []
+        return _cores(kind, form)
     head = form.partition("@")[0]
     return [head.lower()] if kind != "name" and _RUN.fullmatch(head) else _cores(kind, form)
 

@@ -111,6 +111,9 @@ def _emit_rewrite(place: _Place, out: _Source) -> None:
     """Input → contract: one statement or two for each declared field."""
     record = place.record
     out(0, f"def rewrite_{place.name}(i, p, c):")
+    if place.path is None:
+        # SDKs send many of these with nothing in them that is declared.
+        out(1, f"if i == NOTHING_{record.name}: return Out_{record.name}()")
     arguments = []
     for entry in record.fields:
         given, call = f"i.{entry.name}", f"p, {entry.wire!r}"

@@ -194,6 +194,7 @@ class CompiledRules:
             **FORMATS,
             **{f"seen_{form}": memo for form, memo in MEMOS.items()},
             **{f"In_{name}": type_ for name, type_ in inputs.items()},
+            **{f"NOTHING_{name}": type_() for name, type_ in inputs.items()},
             **{f"Out_{name}": type_ for name, type_ in contracts.items()},
         }
         # Names come from .avsc files of this package or the operator's own, and Avro names are
