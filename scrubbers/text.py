@@ -79,8 +79,6 @@ class Numbering:
         Returns:
             Placeholder now → placeholder to be, for those that change.
         """
-        if self._next == since:
-            return {}  # the text brought nothing new
         anew: dict[tuple[str, int], int] = {}
         changed: dict[bytes, bytes] = {}
         before, self._next = self._next, dict(since)
@@ -301,6 +299,8 @@ class _Draft:
 
     def count(self, *, settled: bool) -> None:
         """Number what stands in the text from left to right; if nothing of it stays, take back."""
+        if self._numbering.given() == self._given:
+            return
         stand = [self.data[start:end] for start, end, _ in self.marks] if settled else []
         changed = self._numbering.order(self._given, (one for one in stand if b":" in one))
         if not changed:
@@ -366,5 +366,10 @@ class _Draft:
             raise OverflowError
 
     def _take(self, data: bytes, marks: list[tuple[int, int, str]]) -> None:
+        # What is put in reads as a placeholder wherever it stands, for nothing in one begins another:
+        # if none stood there before, there are these and no more.
+        if len(self._opaque) == len(self.marks):
+            self._opaque = [(start, end) for start, end, _ in marks]
+        else:
+            self._opaque = self._detectors.placeholder_spans(data)
         self.data, self.marks = data, marks
-        self._opaque = self._detectors.placeholder_spans(data)
