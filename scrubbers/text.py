@@ -366,8 +366,8 @@ class _Draft:
             raise OverflowError
 
     def _take(self, data: bytes, marks: list[tuple[int, int, str]]) -> None:
-        # What is put in reads as a placeholder wherever it stands, for none begins within another: if
-        # no other stood there before, there are these and no more.
+        # What is put in reads as a placeholder wherever it stands, for none begins inside another.
+        # If there was no other before, there are these and no more.
         if len(self._opaque) == len(self.marks):
             self._opaque = [(start, end) for start, end, _ in marks]
         else:

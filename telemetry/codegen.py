@@ -111,9 +111,6 @@ def _emit_rewrite(place: _Place, out: _Source) -> None:
     """Input → contract: one statement or two for each declared field."""
     record = place.record
     out(0, f"def rewrite_{place.name}(i, p, c):")
-    if place.path is None:
-        # SDKs send many of these with nothing in them that is declared.
-        out(1, f"if i == NOTHING_{record.name}: return Out_{record.name}()")
     arguments = []
     for entry in record.fields:
         given, call = f"i.{entry.name}", f"p, {entry.wire!r}"
@@ -146,8 +143,12 @@ def _emit_rewrite(place: _Place, out: _Source) -> None:
         if "list" in entry.accept:
             out(1, f"if type({value}) is list: {value} = In_{entry.record.name}({value})")
         if entry.shape == "record":
-            path = place.path_of(entry)
-            out(1, f"if {value} is not None: {value} = {how}({value}, {path}, c)")
+            new = f"{how}({value}, {place.path_of(entry)}, c)"
+            if place.path is None:
+                # Below the items of a list SDKs send many records of which nothing is declared.
+                nested = entry.record.name
+                new = f"Out_{nested}() if {value} == NOTHING_{nested} else {new}"
+            out(1, f"if {value} is not None: {value} = {new}")
         else:
             out(1, f"if {value} is not None:")
             out(2, f"b = {place.whole_path_of(entry)}")
