@@ -111,6 +111,8 @@ class Treatments:
         user_agents: Reduce user agents here; else they are passed to a later hop as they are,
             which only the SDK does, over loopback or TLS (it has no user-agent parser).
         quiet: What these detectors found nothing in; each object has its own.
+        seconds: Seconds of a minute as text, as they are and rounded down. Empty if the grid does
+            not begin anew each minute.
     """
 
     detectors: Detectors
@@ -118,6 +120,13 @@ class Treatments:
     grain_s: float
     user_agents: bool = True
     quiet: Quiet = field(default_factory=Quiet, repr=False, compare=False)
+    seconds: Mapping[str, str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        grain = self.grain_s
+        regular = range(60) if grain >= 1 and not (grain % 1 or 60 % grain) else ()
+        seconds = {f"{at:02d}": f"{at - at % int(grain):02d}" for at in regular}
+        object.__setattr__(self, "seconds", seconds)
 
 
 class Rules(Protocol):
@@ -390,15 +399,11 @@ class Ledger:
 
         Takes RFC 3339 text (without an offset: UTC, as Sentry defines it) or seconds since 1970.
         """
-        # What SDKs write most, many times in an event, is cut as text: a grid of whole seconds that
-        # begins anew each minute can be read off the seconds.
-        if type(value) is str and _UTC_TEXT.fullmatch(value):
-            grain = self.treatments.grain_s
-            if grain == 1:
-                return f"{value[:19]}Z"
-            if not (grain % 1 or 60 % grain):
-                second = int(value[17:19])
-                return f"{value[:17]}{second - second % int(grain):02d}Z"
+        # What SDKs write most, many times in an event, is cut as text.
+        if type(value) is str:
+            second = self.treatments.seconds.get(value[17:19])
+            if second is not None and _UTC_TEXT.fullmatch(value):
+                return f"{value[:17]}{second}Z"
         at = self.moment(value)
         if at is None:
             self.invalid(path, name)

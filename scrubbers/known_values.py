@@ -64,6 +64,7 @@ _MAX_PORT_DIGITS = 5
 _BASE64_BYTE = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=_-")
 _NO_DIGITS = bytes(byte for byte in range(256) if byte not in b"0123456789")
 _IN_RUNS = bytes(ord("x") if byte in _BASE64_BYTE - {ord("=")} else ord(" ") for byte in range(256))
+_RUN_OF = tuple(b"x" * (size * 4 // 3 - 1) for size in range(_MAX_RUN_OF + 1))
 _IN_PLAIN_RUNS = bytes(byte if chr(at).isalnum() else ord(" ") for at, byte in enumerate(_IN_RUNS))
 
 _Core = tuple[str, int]
@@ -192,8 +193,10 @@ class KnownValues:
                     return True
             else:
                 form = _form(value)
-                if any(core in folded for core in _hints(kind, form, digits)):
-                    return True
+                # Loops in full: twice as fast as any(…), and each event passes here.
+                for core in _hints(kind, form, digits):
+                    if core in folded:
+                        return True
             if len(form) >= _MIN_ENCODED or not form.isascii():
                 coded.append(form)
         if not coded:
@@ -201,10 +204,10 @@ class KnownValues:
         # In hex or Base64 a value is a run of characters, longer by a third or more. If it is not
         # very short, few texts that people write hold a run of so many.
         runs = data.translate(_IN_PLAIN_RUNS if _SOBER.fullmatch("".join(coded)) else _IN_RUNS)
-        shortest = min(max(min(map(len, coded)), _MIN_RUN_OF), _MAX_RUN_OF)
-        if b"x" * (shortest * 4 // 3 - 1) in runs:
+        shortest = min(map(len, coded))
+        if runs.find(_RUN_OF[min(max(shortest, _MIN_RUN_OF), _MAX_RUN_OF)]) >= 0:
             return True
-        return any(
+        return shortest < _MIN_RUN_OF and any(
             core in (folded if folds else exact)
             for form in coded
             if len(form) < _MIN_RUN_OF

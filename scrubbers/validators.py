@@ -112,6 +112,8 @@ _VERSION_BEFORE = re.compile(
     rb"(?i)(?:\bv|\bver(?:sion)?|\brelease|\bbuild|\brev(?:ision)?|\boid|\bassembly|\bfirmware)"
     rb"[\s\"'.=:/#-]{0,4}\Z"
 )
+_BETWEEN_VERSION = b" \t\n\r\f\v\"'.=:/#-"
+_VERSION_ENDS = frozenset(bytes((byte,)) for byte in b"vrnedyVRNEDY")
 _PRE_RELEASE = re.compile(
     rb"(?i)[-_+](?:alpha|beta|rc|snapshot|dev|release|final|ga|pre|sp|hotfix|build)"
 )
@@ -165,8 +167,12 @@ def ipv4(data: bytes, start: int, end: int) -> Span | None:
         return None  # 1.2.3.4-beta, lib-1.2.3.4.tgz
     if after[:3] == b" (+" and before[-1:] == b"/":
         return None  # a crawler: name/1.2.3.4 (+https://...)
-    is_product = _PRODUCT_BEFORE.search(before) and data[end : end + 1] != b":"  # Chrome/120.0.1.2
-    return None if is_product or _VERSION_BEFORE.search(before) else (start, end)
+    if before[-1:] == b"/" and data[end : end + 1] != b":" and _PRODUCT_BEFORE.search(before):
+        return None  # Chrome/120.0.1.2
+    # Most words are none of those, which shows in their last letter.
+    word = before.rstrip(_BETWEEN_VERSION)
+    is_version = word[-1:] in _VERSION_ENDS and _VERSION_BEFORE.search(before)
+    return None if is_version else (start, end)
 
 
 def ipv6(data: bytes, start: int, end: int) -> Span | None:
