@@ -30,7 +30,7 @@ try:
 except ImportError:  # musl and CPython 3.15 have no wheel; `compile` says so, nothing scans less
     re2 = None
 
-__all__ = ["SEPARATOR", "Detector", "Detectors", "searchable"]
+__all__ = ["SEPARATOR", "Detector", "Detectors", "finder", "searchable"]
 
 SEPARATOR = "\x1e"
 _SEPARATOR_BYTE = SEPARATOR.encode()
@@ -42,6 +42,7 @@ _LIGATURES = ("\ufdfa", "\ufdfb")
 _MAX_ANCHOR_POSITIONS = 16
 _MAX_REPEAT = 1_000
 _MAX_CANDIDATES = 4_096
+_SHORT = 1_500
 # For the states that RE2 keeps of an automaton. Random text visits so many that its default of 8 MB
 # does not do: it would fall back to an engine a hundred times slower. Nothing is taken beforehand.
 _AUTOMATON_BYTES = 32 * 1024 * 1024
@@ -185,6 +186,17 @@ class _Expression:
 
 
 _UNANCHORED = None if re2 is None else re2._Anchor.UNANCHORED  # noqa: SLF001
+
+
+def finder(needle: bytes) -> Callable[[bytes], bool]:
+    """Give a search for ASCII bytes; fast where the first of them is rare, as a backslash is.
+
+    RE2 goes from one to the next with ``memchr``: through 40 KB of JSON in 2 µs, ``in`` in 18.
+    """
+    if re2 is None:
+        return lambda data: needle in data
+    expression = _Expression(re2.escape(needle.decode("ascii")), capture=False)
+    return lambda data: needle in data if len(data) < _SHORT else expression.hits(data)
 
 
 @dataclass(frozen=True, slots=True)

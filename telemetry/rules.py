@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from scrubbers.detectors import Detectors
+from scrubbers.detectors import Detectors, finder
 from scrubbers.engine import FORMATS, KEY, MEMOS, Ledger, Path, Slot, Treatments, beside, whole
 from scrubbers.model import Remark
 from telemetry.codegen import leaves, source_of
@@ -109,6 +109,7 @@ def _walk(record: Record) -> Iterator[Record]:
     return visit(record)
 
 
+_has_nul: Final = finder(b"\\u0000")
 _NULLS: Final = frozenset((b"null", b'""', b"{}", b"[]"))
 
 
@@ -221,7 +222,7 @@ class CompiledRules:
         """
         try:
             # A NUL is valid JSON, but no database behind a recipient stores it: see `tolerant`.
-            if b"\\u0000" not in raw:
+            if not _has_nul(raw):
                 return self._decode(raw)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             pass
