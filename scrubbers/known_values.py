@@ -197,7 +197,10 @@ class KnownValues:
                 for core in _hints(kind, form, digits):
                     if core in folded:
                         return True
-            if len(form) >= _MIN_ENCODED or not form.isascii():
+            size = len(form)
+            if size >= _MIN_ENCODED or (
+                size >= _MIN_ANYWHERE and len(form.encode()) >= _MIN_ENCODED
+            ):
                 coded.append(form)
         if not coded:
             return False
