@@ -30,7 +30,7 @@ try:
 except ImportError:  # musl and CPython 3.15 have no wheel; `compile` says so, nothing scans less
     re2 = None
 
-__all__ = ["SEPARATOR", "Detector", "Detectors", "searchable"]
+__all__ = ["SEPARATOR", "Detector", "Detectors", "finder", "searchable"]
 
 SEPARATOR = "\x1e"
 _SEPARATOR_BYTE = SEPARATOR.encode()
@@ -42,6 +42,7 @@ _LIGATURES = ("\ufdfa", "\ufdfb")
 _MAX_ANCHOR_POSITIONS = 16
 _MAX_REPEAT = 1_000
 _MAX_CANDIDATES = 4_096
+_SHORT = 1_500
 # For the states that RE2 keeps of an automaton. Random text visits so many that its default of 8 MB
 # does not do: it would fall back to an engine a hundred times slower. Nothing is taken beforehand.
 _AUTOMATON_BYTES = 32 * 1024 * 1024
@@ -168,23 +169,34 @@ def _options() -> Any:
 class _Expression:
     """A compiled RE2 expression over UTF-8 bytes, without the wrapper's match objects."""
 
-    __slots__ = ("_match",)
+    __slots__ = ("match",)
 
     def __init__(self, pattern: str, *, capture: bool) -> None:
         options = _options()
         options.never_capture = not capture
         # The wrapper decodes and builds objects at 3 µs a call; the call below it takes 0.3 µs.
         compiled = re2.compile(pattern, options)
-        self._match: Callable[[Any, bytes, int, int], Sequence[Span]] = compiled._regexp.Match  # noqa: SLF001
+        self.match: Callable[[Any, bytes, int, int], Sequence[Span]] = compiled._regexp.Match  # noqa: SLF001
 
     def hits(self, data: bytes) -> bool:
-        return self._match(_UNANCHORED, data, 0, len(data))[0][0] >= 0
+        return self.match(_UNANCHORED, data, 0, len(data))[0][0] >= 0
 
     def spans(self, data: bytes, start: int) -> Sequence[Span]:
-        return self._match(_UNANCHORED, data, start, len(data))
+        return self.match(_UNANCHORED, data, start, len(data))
 
 
 _UNANCHORED = None if re2 is None else re2._Anchor.UNANCHORED  # noqa: SLF001
+
+
+def finder(needle: bytes) -> Callable[[bytes], bool]:
+    """Give a search for ASCII bytes; fast where the first of them is rare, as a backslash is.
+
+    RE2 goes from one to the next with ``memchr``: through 40 KB of JSON in 2 µs, ``in`` in 18.
+    """
+    if re2 is None:
+        return lambda data: needle in data
+    expression = _Expression(re2.escape(needle.decode("ascii")), capture=False)
+    return lambda data: needle in data if len(data) < _SHORT else expression.hits(data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,8 +356,12 @@ class Detectors:
             if start < 0:
                 break
             # An anchor may begin or end with the separator: then it is about both neighbours.
-            last = min(bisect_right(ends, max(start, end - 1)), len(ends) - 1)
-            found.update(range(bisect_right(ends, start), last + 1))
+            first = bisect_right(ends, start)
+            if end <= ends[first]:
+                found.add(first)
+            else:
+                last = min(bisect_right(ends, max(start, end - 1), first), len(ends) - 1)
+                found.update(range(first, last + 1))
             # Behind the end of the text: its other anchors would tell nothing new.
             position = data.find(_SEPARATOR_BYTE, end)
         return found
@@ -355,42 +371,64 @@ class Detectors:
 
     def candidates(self, data: bytes) -> list[_Row]:
         """Give the rows whose anchor hits, in the order of the table."""
-        rows = self.rows
-        if hit := self._which(data):
+        rows, hit = self.rows, self._which(data)
+        if len(hit) == 1:
+            return [rows[n] for n in self._by_anchor[hit[0]]]
+        if hit:
             return [rows[n] for n in sorted(n for anchor in hit for n in self._by_anchor[anchor])]
         # The Set names none also when its memory does not do, and then only the gate is right.
         return [row for row in rows if row.anchor.hits(data)] if self._gate.hits(data) else []
 
-    def find(self, row: _Row, data: bytes) -> Iterator[Span]:
-        """Yield the spans of `data` that a row claims, from left to right, without overlap.
+    def find(self, row: _Row, data: bytes, opaque: Sequence[Span] | None = None) -> Iterator[Span]:
+        """Give the spans of `data` that a row claims, from left to right, without overlap.
 
         Placeholders are no findings, and no finding ends inside one.
+
+        Args:
+            row: One of `rows`.
+            data: UTF-8 bytes of a text in its searchable form.
+            opaque: What `placeholder_spans` gives of `data`, where the caller knows it.
 
         Raises:
             OverflowError: There are more candidates than any real text has.
         """
-        position, floor = 0, 0
-        opaque = (
-            [match.span() for match in self._placeholder.finditer(data)] if b"<" in data else []
+        search, validate, is_lenient, size = (
+            row.pattern.match,
+            row.validate,
+            row.is_lenient,
+            len(data),
         )
+        position, floor = 0, 0
+        claimed: list[Span] = []
         for _ in range(_MAX_CANDIDATES):
-            spans = row.pattern.spans(data, position)
-            if spans[0][0] < 0:
-                return
-            start, end = next((span for span in spans[1:] if span[0] >= 0), spans[0])
-            position = max(end, spans[0][0] + 1)
+            spans = search(_UNANCHORED, data, position, size)
+            begin, end = spans[0]
+            if begin < 0:
+                return iter(claimed)
+            start = begin
+            # With groups, the one that takes part is the value.
+            for span in spans[1:]:
+                if span[0] >= 0:
+                    start, end = span
+                    break
+            position = max(end, begin + 1)
+            if opaque is None:
+                opaque = self.placeholder_spans(data)
             if opaque:
                 widened = self._around_placeholders(data, start, end, opaque)
                 if widened is None:
                     continue
                 start, end = widened
-            found = row.validate(data, start, end) if row.validate else (start, end)
-            if found is not None and row.is_lenient and row.allows(data[found[0] : found[1]]):
+            found = validate(data, start, end) if validate else (start, end)
+            if found is None:
                 continue
-            if found is not None and found[0] >= floor and found[1] > found[0]:
-                floor = found[1]
-                position = max(position if found[1] >= end else found[1], spans[0][0] + 1)
-                yield found
+            first, last = found
+            if is_lenient and row.allows(data[first:last]):
+                continue
+            if first >= floor and last > first:
+                floor = last
+                position = max(position if last >= end else last, begin + 1)
+                claimed.append(found)
         raise OverflowError
 
     def placeholders(self, data: bytes) -> Iterator[bytes]:
@@ -400,6 +438,8 @@ class Detectors:
 
     def placeholder_spans(self, data: bytes) -> list[Span]:
         """Return where placeholders stand in `data`."""
+        if b"<" not in data:
+            return []
         return [match.span() for match in self._placeholder.finditer(data)]
 
     def _around_placeholders(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import accumulate, islice
@@ -37,13 +38,17 @@ __all__ = [
     "beside",
     "rescrub",
     "scrub",
+    "whole",
 ]
 
 KEY: Final = object()
 """In a `Slot`: the text is a key of an open map, not a value."""
 
-Path = tuple[str | int, ...]
-Slot = tuple[Any, Any, str, Path, Path, bool]
+Path = tuple[Any, ...]
+"""Names and indexes from the root. Of a record below a list it may be a pair instead: the path of
+what holds the record, and a name or index. Most records change nothing, and need none written out;
+`whole` does that."""
+Slot = tuple[Any, Any, str, Path, tuple[str | int, ...], bool]
 """Owner (object, list or dict), attribute or index, text, path of the record, rest of the path, and
 whether it is text of the program (see `Ledger.statics`)."""
 
@@ -106,6 +111,8 @@ class Treatments:
         user_agents: Reduce user agents here; else they are passed to a later hop as they are,
             which only the SDK does, over loopback or TLS (it has no user-agent parser).
         quiet: What these detectors found nothing in; each object has its own.
+        seconds: Seconds of a minute as text, as they are and rounded down. Empty if the grid does
+            not begin anew each minute.
     """
 
     detectors: Detectors
@@ -113,6 +120,13 @@ class Treatments:
     grain_s: float
     user_agents: bool = True
     quiet: Quiet = field(default_factory=Quiet, repr=False, compare=False)
+    seconds: Mapping[str, str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        grain = self.grain_s
+        regular = range(60) if grain >= 1 and not (grain % 1 or 60 % grain) else ()
+        seconds = {f"{at:02d}": f"{at - at % int(grain):02d}" for at in regular}
+        object.__setattr__(self, "seconds", seconds)
 
 
 class Rules(Protocol):
@@ -273,11 +287,11 @@ class Ledger:
 
     def strip(self, path: Path, name: str) -> None:
         """Note that a declared payload was there and is gone."""
-        self.remarks.append(Remark((*path, name), "strip", "remove"))
+        self.remarks.append(Remark(whole(path, name), "strip", "remove"))
 
     def invalid(self, path: Path, name: str) -> None:
         """Note that a value did not fit its type and is gone."""
-        self.remarks.append(Remark((*path, name), "type", "invalid"))
+        self.remarks.append(Remark(whole(path, name), "type", "invalid"))
 
     def know(self, kind: str, value: Any, remark: Remark) -> None:
         """Take a value out of the event and look for it everywhere else in it."""
@@ -346,14 +360,14 @@ class Ledger:
             return None
         if prefix != value:
             self.known.append(("ip", value))
-            self.remarks.append(Remark((*path, name), "truncate_ip", "reduce"))
+            self.remarks.append(Remark(whole(path, name), "truncate_ip", "reduce"))
         return prefix or None
 
     def url(self, value: str, path: Path, name: str) -> str | None:
         """Reduce a URL to its template; what is left is still scanned as text."""
         reduced = reduce_url(value)
         if reduced != value:
-            self.remarks.append(Remark((*path, name), "reduce_url", "reduce"))
+            self.remarks.append(Remark(whole(path, name), "reduce_url", "reduce"))
         if not reduced:
             return None
         self.texts.append(reduced)
@@ -363,7 +377,7 @@ class Ledger:
         """Take users and queries out of a file's path or URL; the rest of the path stays."""
         reduced = reduce_url(value, keep_path=True)
         if reduced != value:
-            self.remarks.append(Remark((*path, name), "reduce_url", "reduce"))
+            self.remarks.append(Remark(whole(path, name), "reduce_url", "reduce"))
         if not reduced:
             return None
         self.statics.append(reduced)
@@ -377,7 +391,7 @@ class Ledger:
             return value
         reduced = reduce_user_agent(value)
         if reduced != value:
-            self.remarks.append(Remark((*path, name), "reduce_user_agent", "reduce"))
+            self.remarks.append(Remark(whole(path, name), "reduce_user_agent", "reduce"))
         return reduced
 
     def time(self, value: str | float, path: Path, name: str) -> str | None:
@@ -386,8 +400,10 @@ class Ledger:
         Takes RFC 3339 text (without an offset: UTC, as Sentry defines it) or seconds since 1970.
         """
         # What SDKs write most, many times in an event, is cut as text.
-        if type(value) is str and (text := self._cut(value)) is not None:
-            return text
+        if type(value) is str:
+            second = self.treatments.seconds.get(value[17:19])
+            if second is not None and _UTC_TEXT.fullmatch(value):
+                return f"{value[:17]}{second}Z"
         at = self.moment(value)
         if at is None:
             self.invalid(path, name)
@@ -396,20 +412,11 @@ class Ledger:
 
     def happened(self, value: str | float, path: Path, name: str) -> str | None:
         """As `time`, for the time of the event itself."""
-        text = self.time(value, path, name)
-        self.event_time = None if text is None else self.moment(text)
+        text, self.event_time = self.time(value, path, name), None
+        if text is not None:
+            with suppress(ValueError):  # the 31st of a month that has no such day
+                self.event_time = datetime.fromisoformat(text)  # on the grid already
         return text
-
-    def _cut(self, text: str) -> str | None:
-        """Round the usual text of a time down without reading it; None if it is not usual."""
-        grain = self.treatments.grain_s
-        # A grid of whole seconds that begins anew each minute can be read off the seconds.
-        if grain % 1 or 60 % grain or not _UTC_TEXT.fullmatch(text):
-            return None
-        if grain == 1:
-            return f"{text[:19]}Z"
-        second = int(text[17:19])
-        return f"{text[:17]}{second - second % int(grain):02d}Z"
 
     def moment(self, value: str | float) -> datetime | None:
         """Read a time and round it down, or give None if it is none."""
@@ -446,18 +453,23 @@ class Ledger:
 
     def shape(self, value: Mapping[str, Any], path: Path, name: str) -> dict[str, str] | None:
         """Keep the names of variables and the class of their values, never content or length."""
-        of_text, of_start = _SHAPE_BY_TEXT.get, _SHAPE_BY_START.get
+        if not value:
+            return None
+        if not _VARIABLES.issuperset(value):
+            value = {_variable(key): item for key, item in value.items()}
+        # A frame has some ten variables, and an event some twenty frames.
+        of_text, of_start, of_type = _SHAPE_BY_TEXT.get, _SHAPE_BY_START.get, _SHAPE_BY_TYPE.get
         shapes = {
-            _VARIABLES[key]: of_text(item) or of_start(item[:1], "text")
+            key: of_text(item) or of_start(item[:1], "text")
             if type(item) is str
-            else _shape(item)
+            else of_type(type(item), "number")
+            if item
+            else _SHAPE_OF_NOTHING[type(item)]
             for key, item in value.items()
         }
-        if not shapes:
-            return None
         if not self.treatments.quiet.texts.issuperset(shapes):
             self.statics.extend(shapes)
-        self.remarks.append(Remark((*path, name), "shape", "reduce"))
+        self.remarks.append(Remark(whole(path, name), "shape", "reduce"))
         return shapes
 
 
@@ -466,18 +478,26 @@ def beside(name: str, value: str) -> str:
     return f"{name}={value}"
 
 
-class _Variables(dict[str, str]):
-    """Name of a variable → how it is shown."""
-
-    def __missing__(self, name: str) -> str:
-        if not _IDENTIFIER.fullmatch(name):
-            return "<key>"
-        if len(self) < _MEMO:
-            self[name] = name
-        return name
+def whole(path: Path, name: str | int) -> tuple[str | int, ...]:
+    """Write a path out as names and indexes."""
+    if not path or type(path[0]) is not tuple:
+        return (*path, name)
+    above, part = path
+    return (*whole(above, part), name)
 
 
-_VARIABLES: Final = _Variables()
+_VARIABLES: Final[set[str]] = set()
+"""Names of variables that are shown as they are."""
+
+
+def _variable(name: str) -> str:
+    if not _IDENTIFIER.fullmatch(name):
+        return "<key>"
+    if len(_VARIABLES) < _MEMO:
+        _VARIABLES.add(name)
+    return name
+
+
 _SHAPES: Final = ("null", "bool", "number", "text", "list", "map", "object", "empty")
 # SDKs send locals as their ``repr``: a text that shows by its beginning what it is of.
 _SHAPE_BY_TEXT: Final[Mapping[str, str]] = {
@@ -495,15 +515,15 @@ _SHAPE_BY_START: Final[Mapping[str, str]] = {
 }
 
 
-def _shape(value: Any) -> str:
-    """Class of a JSON value that is no text; never what it holds or how long it is."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "bool"
-    if isinstance(value, list | dict):
-        return ("list" if isinstance(value, list) else "map") if value else "empty"
-    return "number"
+_SHAPE_BY_TYPE: Final[Mapping[type, str]] = {bool: "bool", list: "list", dict: "map"}
+_SHAPE_OF_NOTHING: Final[Mapping[type, str]] = {
+    type(None): "null",
+    bool: "bool",
+    list: "empty",
+    dict: "empty",
+    int: "number",
+    float: "number",
+}
 
 
 def scrub(
@@ -563,10 +583,10 @@ def _redact(contract: Any, rules: Rules, ledger: Ledger) -> None:
     treatments = rules.treatments
     detectors = treatments.detectors
     known = KnownValues(ledger.known) if ledger.known and ledger.texts else None
-    texts = _suspects(ledger.texts, detectors, known)
+    texts, known = _suspects(ledger.texts, detectors, known)
     statics: Collection[str] = ()
     if ledger.statics:
-        statics = _suspects(ledger.statics, detectors, None)
+        statics, _ = _suspects(ledger.statics, detectors, None)
         treatments.quiet.learn(ledger.statics, ledger.files, statics)
     if not texts and not statics:
         return
@@ -575,7 +595,7 @@ def _redact(contract: Any, rules: Rules, ledger: Ledger) -> None:
     for owner, key, text, path, tail, static in rules.slots(contract, texts, statics):
         if type(owner) is dict and key is not KEY and key not in owner:
             continue  # it went with its name
-        where = (*path, *tail)
+        where = (*whole(path, tail[0]), *tail[1:])
         if changed >= _EVENT_TEXTS:
             # Data, not messages: nothing of what may hold something stays, and nothing is searched.
             if key is KEY:
@@ -599,7 +619,7 @@ def _redact(contract: Any, rules: Rules, ledger: Ledger) -> None:
         # Text of the program is numbered by itself: if numbers went on from the message, a source
         # line would read differently for each person, and Sentry groups by source lines.
         redacted, remarks = redact_suspect(
-            text, detectors, None if static else known, Numbering() if static else numbering
+            text, detectors, None if static else known, Numbering() if static else numbering, where
         )
         if not remarks:
             continue
@@ -612,7 +632,7 @@ def _redact(contract: Any, rules: Rules, ledger: Ledger) -> None:
             owner[key] = redacted
         else:
             setattr(owner, key, redacted)
-        ledger.remarks.extend(Remark(where, r.rule, r.action, r.start, r.end) for r in remarks)
+        ledger.remarks.extend(remarks)
 
 
 def _given_away(
@@ -635,33 +655,40 @@ def _given_away(
     return placeholder, remarks[0].rule
 
 
-def _suspects(texts: list[str], detectors: Detectors, known: KnownValues | None) -> Collection[str]:
-    """Give the texts that may hold something.
+def _suspects(
+    texts: list[str], detectors: Detectors, known: KnownValues | None
+) -> tuple[Collection[str], KnownValues | None]:
+    """Give the texts that may hold something, and those known values that may stand in them.
 
     All of them are scanned as one; clean, the common case, costs that one pass.
     """
     if not texts:
-        return ()
+        return (), None
     joined = SEPARATOR.join(texts)
     # A text that holds the separator itself could hide where it ends: look at each.
     if joined.count(SEPARATOR) != len(texts) - 1:
-        return set(texts)
+        return set(texts), known
     if not joined.isascii():
         searched = [searchable(text) for text in texts]
         joined = SEPARATOR.join(searched)
         if joined.count(SEPARATOR) != len(texts) - 1:
-            return set(texts)
+            return set(texts), known
     else:
         searched = texts
     data = joined.encode()
     gated = detectors.gate_bytes(data)
-    if not gated and (known is None or not known.stands_in(joined)):
-        return ()
-    ends = list(accumulate(len(text.encode()) + 1 for text in searched))
+    if known is not None:
+        known = known.near(joined, data)
+    if not gated and known is None:
+        return (), None
+    sizes = [len(text) + 1 for text in searched]
+    if len(data) > len(joined):
+        sizes = [len(text.encode()) + 1 for text in searched]
+    ends = list(accumulate(sizes))
     places = detectors.suspects(data, ends) if gated else set()
     if known is not None:
         stands = known.texts_of(joined, ends)
         if stands is None:
-            return set(texts)
+            return set(texts), known
         places |= stands
-    return {texts[n] for n in places}
+    return {texts[n] for n in places}, known

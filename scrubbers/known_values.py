@@ -29,6 +29,12 @@ KINDS = {
 _MIN_ANYWHERE = 4
 _MIN_ENCODED = 6
 _OUTLINE = 14
+# A value of nine characters is a run of eleven in Base64 at least: longer than nearly all words.
+_MIN_RUN_OF = 9
+_MAX_RUN_OF = 45
+# Of these Base64 makes letters and digits only: for + and / it takes a byte whose last six bits are
+# all set but one, as in ?, > and ~, or one that is no ASCII.
+_SOBER = re.compile(r"[ -=@-}]*")
 _MAX_VALUE = 512
 _MAX_VALUES = 512
 _MAX_OTHERS = 48
@@ -56,6 +62,13 @@ _LINE_CONTEXT = re.compile(
 _PORT_CONTEXT = re.compile(rb"(?i)\bport[ =:]{0,2}\Z")
 _MAX_PORT_DIGITS = 5
 _BASE64_BYTE = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=_-")
+_NO_DIGITS = bytes(byte for byte in range(256) if byte not in b"0123456789")
+_IN_RUNS = bytes(ord("x") if byte in _BASE64_BYTE - {ord("=")} else ord(" ") for byte in range(256))
+_RUN_OF = tuple(b"x" * (size * 4 // 3 - 1) for size in range(_MAX_RUN_OF + 1))
+_IN_PLAIN_RUNS = bytes(byte if chr(at).isalnum() else ord(" ") for at, byte in enumerate(_IN_RUNS))
+
+_Core = tuple[str, int]
+"""A text that stands wherever a value does, and the place of that value."""
 
 
 class _Needle(NamedTuple):
@@ -88,13 +101,35 @@ class KnownValues:
     KnownValues(2)
     """
 
-    __slots__ = ("_exact_cores", "_exact_of", "_folded_cores", "_folded_of", "_needles", "_pairs")
+    __slots__ = ("_given", "_needles", "_outlined", "_settled")
 
     def __init__(self, values: Iterable[tuple[str, str]]) -> None:
+        # Worked out when first needed, the needles value by value: most texts hold none.
+        self._given = tuple(values)
+        self._settled: tuple[tuple[str, str], ...] | None = None
+        self._outlined: tuple[list[_Core], list[_Core]] | None = None
+        self._needles: dict[int, tuple[list[_Needle], list[_Needle]]] = {}
+        if len(self._given) > _MAX_OTHERS:
+            _ = self._pairs
+
+    def __repr__(self) -> str:
+        return f"KnownValues({len(self._pairs)})"
+
+    def __bool__(self) -> bool:
+        return bool(self._pairs)
+
+    def __reduce__(self) -> str:
+        raise TypeError("known values are not copied out of their request")
+
+    @property
+    def _pairs(self) -> tuple[tuple[str, str], ...]:
+        """Words and values, each value once."""
+        if self._settled is not None:
+            return self._settled
         pairs: dict[str, str] = {}
         taken = dict.fromkeys(_MANY, 0)
-        for kind, value in values:
-            form = (value if value.isascii() else searchable(value)).strip()[:_MAX_VALUE]
+        for kind, value in self._given:
+            form = _form(value)
             if not form or pairs.get(form) == "name":  # a name is looked for in its parts too
                 continue
             word = KINDS.get(kind, "id")
@@ -109,40 +144,87 @@ class KnownValues:
         if len(pairs) > _MAX_VALUES:
             raise OverflowError
         # The longest first: a whole name goes before its part. Requests carry a handful.
-        self._pairs = tuple((pairs[form], form) for form in sorted(pairs, key=len, reverse=True))
-        # Worked out when first needed, the needles value by value: most texts hold none.
-        self._folded_cores: list[str] = []
-        self._folded_of: list[int] = []
-        self._exact_cores: list[str] = []
-        self._exact_of: list[int] = []
-        self._needles: dict[int, tuple[list[_Needle], list[_Needle]]] = {}
-
-    def __repr__(self) -> str:
-        return f"KnownValues({len(self._pairs)})"
-
-    def __bool__(self) -> bool:
-        return bool(self._pairs)
-
-    def __reduce__(self) -> str:
-        raise TypeError("known values are not copied out of their request")
+        self._settled = tuple((pairs[form], form) for form in sorted(pairs, key=len, reverse=True))
+        return self._settled
 
     def found_in(self, text: str) -> bool:
         """Tell whether one of the values stands in a text."""
-        return bool(self._pairs) and self.stands_in(searchable(text))
+        form = searchable(text)
+        data = form.encode()
+        near = self.near(form, data)
+        return near is not None and next(near._hits(data), None) is not None  # noqa: SLF001 - ours
 
-    def stands_in(self, text: str) -> bool:
-        """As `found_in`, for a text in its searchable form."""
-        if not self._pairs:
-            return False
+    def near(self, text: str, data: bytes) -> KnownValues | None:
+        """Leave out the values that cannot stand in a text; None if that is all, as in most texts.
+
+        Args:
+            text: In its searchable form; texts of one event with a character between each two.
+            data: The same as UTF-8.
+
+        Returns:
+            Values that find in every part of the text what these find.
+        """
         if text.isascii():
             folded, exact = text.lower(), text
         else:
-            data = text.encode()
             # One character a byte: bytes fold ASCII only, and a search in text takes half the time.
             folded, exact = data.lower().decode("latin-1"), data.decode("latin-1")
-        if not self._may_hold(folded, exact):
+        if not self._may_stand_in(folded, exact, data):
+            return None
+        if not (near := self._near(folded, exact)):
+            return None
+        narrowed = KnownValues(())
+        narrowed._settled = tuple(self._pairs[n] for n in near)
+        return narrowed
+
+    def _may_stand_in(self, folded: str, exact: str, data: bytes) -> bool:
+        """Tell in few searches that a text holds none of the values.
+
+        Each event passes here, so nothing is worked out that is not needed to say no.
+        """
+        # Many values are numbers, or numbers with marks between them, and few texts have many.
+        digits = data.translate(None, _NO_DIGITS).decode("ascii")
+        coded: list[str] = []
+        for kind, value in self._given:
+            form = value
+            # No encoding changes letters and digits. Most ids are one run of them.
+            if value.isascii() and value.isalnum() and kind != "name":
+                if (not value.isdigit() or value in digits) and value.lower() in folded:
+                    return True
+            else:
+                form = _form(value)
+                # Loops in full: twice as fast as any(…), and each event passes here.
+                for core in _hints(kind, form, digits):
+                    if core in folded:
+                        return True
+            size = len(form)
+            if size >= _MIN_ENCODED or (
+                size >= _MIN_ANYWHERE and len(form.encode()) >= _MIN_ENCODED
+            ):
+                coded.append(form)
+        if not coded:
             return False
-        return next(self._hits(exact.encode("latin-1")), None) is not None
+        # In hex or Base64 a value is a run of characters, longer by a third or more. If it is not
+        # very short, few texts that people write hold a run of so many.
+        runs = data.translate(_IN_PLAIN_RUNS if _SOBER.fullmatch("".join(coded)) else _IN_RUNS)
+        shortest = min(map(len, coded))
+        if runs.find(_RUN_OF[min(max(shortest, _MIN_RUN_OF), _MAX_RUN_OF)]) >= 0:
+            return True
+        return shortest < _MIN_RUN_OF and any(
+            core in (folded if folds else exact)
+            for form in coded
+            if len(form) < _MIN_RUN_OF
+            for core, folds in _coded_cores(form.encode())
+        )
+
+    def _near(self, folded: str, exact: str) -> list[int]:
+        """Give the places of the values of which an outline stands in a text."""
+        if self._outlined is None:
+            self._outlined = self._outline()
+        in_folded, in_exact = self._outlined
+        near = {n for core, n in in_folded if core in folded}
+        near.update(n for core, n in in_exact if core in exact)
+        return sorted(near)
 
     def texts_of(self, joined: str, ends: Sequence[int]) -> set[int] | None:
         """Tell in which of several texts a value stands.
@@ -189,27 +271,9 @@ class KnownValues:
                 merged.append((start, end, kind))
         return merged
 
-    def _may_hold(self, folded: str, exact: str) -> bool:
-        """Tell in few searches that a text holds none of the values, as most do."""
-        if not self._folded_cores:
-            self._outline()
-        for core in self._folded_cores:
-            if core in folded:
-                return True
-        # The loop is twice as fast as any(…), and each event passes here.
-        for core in self._exact_cores:  # noqa: SIM110
-            if core in exact:
-                return True
-        return False
-
     def _hits(self, data: bytes) -> Iterator[tuple[int, int, str]]:
-        if not self._folded_cores:
-            self._outline()
         folded = data.lower()
-        text, exact = folded.decode("latin-1"), data.decode("latin-1")
-        near = {n for c, n in zip(self._folded_cores, self._folded_of, strict=True) if c in text}
-        near.update(n for c, n in zip(self._exact_cores, self._exact_of, strict=True) if c in exact)
-        for n in sorted(near):
+        for n in self._near(folded.decode("latin-1"), data.decode("latin-1")):
             for_folded, for_exact = self._needles.get(n) or self._prepare(n)
             for needle in for_folded:
                 if needle.mode == "short" and folded.count(needle.text) > _MANY_SHORT:
@@ -219,29 +283,22 @@ class KnownValues:
             for needle in for_exact:
                 yield from _occurrences(needle, data, data)
 
-    def _outline(self) -> None:
-        """Work out texts of which one stands wherever a value does, in whatever encoding."""
-        cores, of = self._folded_cores, self._folded_of
+    def _outline(self) -> tuple[list[_Core], list[_Core]]:
+        """Work out texts of which one stands wherever a value does, in whatever encoding.
+
+        Returns:
+            Those to look for in the text without case, and those with it.
+        """
+        in_folded: list[_Core] = []
+        in_exact: list[_Core] = []
         for n, (kind, value) in enumerate(self._pairs):
             raw = value.encode()
-            # No encoding changes letters and digits. Most ids are one run of them.
-            found = [value.lower()] if raw.isalnum() and kind != "name" else _cores(kind, value)
-            if len(raw) >= _MIN_ENCODED and len(value) >= _MIN_ANYWHERE:
-                found.append(raw[:_OUTLINE].hex())
-                # Base64 writes three bytes as four characters. Of each alignment some whole groups
-                # lie within the value; the more of them are looked for, the faster it goes.
-                size = (min(len(raw), _OUTLINE) - 2) // 3 * 3
-                wide = size // 3 * 4
-                groups = b2a_base64(
-                    raw[:size] + raw[2 : 2 + size] + raw[1 : 1 + size], newline=False
-                ).decode()
-                if "+" in groups or "/" in groups:
-                    groups += groups.replace("+", "-").replace("/", "_")
-                exact = [groups[at : at + wide] for at in range(0, len(groups), wide)]
-                self._exact_cores += exact
-                self._exact_of += [n] * len(exact)
-            cores += found
-            of += [n] * len(found)
+            plain = [value.lower()] if raw.isalnum() and kind != "name" else _cores(kind, value)
+            in_folded += [(core, n) for core in plain]
+            if len(value) >= _MIN_ANYWHERE and len(raw) >= _MIN_ENCODED:
+                for core, folds in _coded_cores(raw):
+                    (in_folded if folds else in_exact).append((core, n))
+        return in_folded, in_exact
 
     def _prepare(self, n: int) -> tuple[list[_Needle], list[_Needle]]:
         """Write out one value in all spellings and encodings."""
@@ -267,6 +324,45 @@ class KnownValues:
         return self._needles[n]
 
 
+def _form(value: str) -> str:
+    """Give a value as it is looked for."""
+    return (value if value.isascii() else searchable(value)).strip()[:_MAX_VALUE]
+
+
+def _hints(kind: str, form: str, digits: str) -> list[str]:
+    """As `_cores`, without those that cannot stand in a text with these digits."""
+    if not form:
+        return []
+    if kind == "ip" and form.count(".") == 3:  # noqa: PLR2004 - dotted quad
+        parts = form.split(".")
+        run, turned = "".join(parts), "".join(reversed(parts))
+        if run.isascii() and run.isdecimal() and run not in digits and turned not in digits:
+            return []
+        return _cores(kind, form)
+    head = form.partition("@")[0]
+    return [head.lower()] if kind != "name" and _RUN.fullmatch(head) else _cores(kind, form)
+
+
+def _coded_cores(raw: bytes) -> list[tuple[str, bool]]:
+    """Give texts of which one stands wherever a value is written in hex or Base64.
+
+    Returns:
+        Texts, and whether case does not count.
+    """
+    # Base64 writes three bytes as four characters. Of each alignment some whole groups lie within
+    # the value; the more of them are looked for, the faster it goes.
+    size = (min(len(raw), _OUTLINE) - 2) // 3 * 3
+    wide = size // 3 * 4
+    shifted = raw[:size] + raw[2 : 2 + size] + raw[1 : 1 + size]
+    groups = b2a_base64(shifted, newline=False).decode()
+    if "+" in groups or "/" in groups:
+        groups += groups.replace("+", "-").replace("/", "_")
+    return [
+        (raw[:_OUTLINE].hex(), True),
+        *((groups[at : at + wide], False) for at in range(0, len(groups), wide)),
+    ]
+
+
 def _cores(kind: str, value: str) -> list[str]:
     """Give texts of which one stands in each spelling and encoding but hex and Base64.
 
@@ -289,6 +385,7 @@ def _cores(kind: str, value: str) -> list[str]:
 
 
 _RUNS = re.compile(rb"[a-z0-9._-]+")
+_RUN = re.compile(r"[A-Za-z0-9._-]+")
 
 
 def _spellings(kind: str, value: str) -> Iterator[str]:

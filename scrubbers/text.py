@@ -7,7 +7,7 @@ but placeholders*. What cannot be brought to that state becomes ``<redacted>`` a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 from scrubbers import shipped
 from scrubbers.detectors import Detectors, searchable
@@ -32,6 +32,7 @@ _REDACTED = "<redacted>"
 _TRUNCATED = b"<truncated>"
 # A value that begins before the cut is looked for this far behind it, so that no half of it stays.
 _LOOK_AHEAD_BYTES = 1_024
+_PLACEHOLDERS = 1_024
 # One rewrites, one takes up what the first brought to light, one finds nothing.
 _ROUNDS = 3
 
@@ -104,6 +105,7 @@ class Numbering:
             self._next[kind] = max(self._next.get(kind, 0), number)
 
 
+@lru_cache(maxsize=_PLACEHOLDERS)
 def _read(placeholder: bytes) -> tuple[str, int]:
     """Read kind and number of a placeholder; 0 if it has none."""
     kind, _, number = placeholder.strip(b"<>").decode("ascii").partition(":")
@@ -159,9 +161,16 @@ def redact_text(
 
 
 def redact_suspect(
-    text: str, detectors: Detectors, known: KnownValues | None, numbering: Numbering
+    text: str,
+    detectors: Detectors,
+    known: KnownValues | None,
+    numbering: Numbering,
+    path: tuple[str | int, ...] = (),
 ) -> tuple[str, tuple[Remark, ...]]:
-    """As `redact_text`, for a text in which an anchor hits or a known value stands."""
+    """As `redact_text`, for a text in which an anchor hits or a known value stands.
+
+    `path` is where the text stands, for its remarks.
+    """
     draft = _Draft(searchable(text).encode(), detectors, numbering)
     try:
         settled = draft.settle(known)
@@ -172,13 +181,13 @@ def redact_suspect(
         return (
             (text, ())
             if text == _REDACTED
-            else (_REDACTED, (Remark((), "unsettled", "replace", 0, len(_REDACTED)),))
+            else (_REDACTED, (Remark(path, "unsettled", "replace", 0, len(_REDACTED)),))
         )
     if not draft.marks:
         # An anchor hit and nothing stood behind it: the original form, not the searched one.
         return _encodable(text), ()
     return draft.data.decode(), tuple(
-        Remark((), rule, "replace", start, end) for start, end, rule in draft.marks
+        [Remark(path, rule, "replace", start, end) for start, end, rule in draft.marks]
     )
 
 
@@ -193,7 +202,7 @@ def _encodable(text: str) -> str:
 class _Draft:
     """A text while it is rewritten: its bytes, and where placeholders were put into them."""
 
-    __slots__ = ("_cut", "_detectors", "_given", "_numbering", "data", "marks")
+    __slots__ = ("_cut", "_detectors", "_given", "_numbering", "_opaque", "data", "marks")
 
     def __init__(self, data: bytes, detectors: Detectors, numbering: Numbering) -> None:
         self._detectors, self._numbering = detectors, numbering
@@ -203,9 +212,9 @@ class _Draft:
         if self._cut:
             end = MAX_FIELD_BYTES + _LOOK_AHEAD_BYTES
             self.data = data[:end].decode("utf-8", "ignore").encode()
-        if b"<" in data:
-            for placeholder in detectors.placeholders(self.data):
-                numbering.reserve(placeholder)
+        self._opaque = detectors.placeholder_spans(self.data)
+        for start, end in self._opaque:
+            numbering.reserve(self.data[start:end])
         self._given = numbering.given()
 
     def settle(self, known: KnownValues | None) -> bool:
@@ -219,7 +228,11 @@ class _Draft:
         """
         for _ in range(_ROUNDS):
             changed = known is not None and self.apply_known(known)
-            if not self.apply() and not changed:
+            # What was put in is no finding: mostly nothing else is left, and the gate says so.
+            if self.marks and not self._detectors.gate_bytes(self.data):
+                if not changed:
+                    break
+            elif not self.apply() and not changed:
                 break
         else:
             return False
@@ -227,6 +240,7 @@ class _Draft:
         if not self.trim() and self.data.isascii():
             return True
         self.data, seen = searchable(self.data.decode()).encode(), self.data
+        self._opaque = self._detectors.placeholder_spans(self.data)
         return self.data == seen and not self.apply()
 
     def apply_known(self, known: KnownValues) -> bool:
@@ -237,13 +251,13 @@ class _Draft:
         a detector finds too gets that detector's placeholder: one error must not read differently,
         and be grouped apart, because the address in it is the requester's own.
         """
-        spans = known.spans(self.data, self._detectors.placeholder_spans(self.data))
+        spans = known.spans(self.data, self._opaque)
         if not spans:
             return False
         claims = [
             (start, end, row.detector)
             for row in self._detectors.candidates(self.data)
-            for start, end in self._detectors.find(row, self.data)
+            for start, end in self._detectors.find(row, self.data, self._opaque)
         ]
         merged: list[tuple[int, int, str, str]] = []
         for span in spans:
@@ -273,11 +287,11 @@ class _Draft:
         """Replace what the detectors find, one detector after the other; tell whether any did."""
         changed = False
         for row in self._detectors.candidates(self.data):
-            detector, spans = row.detector, []
-            for start, end in self._detectors.find(row, self.data):
-                spans.append(
-                    (start, end, self._placeholder(detector.kind, start, end), detector.id)
-                )
+            kind, rule = row.detector.kind, row.detector.id
+            spans = [
+                (start, end, self._placeholder(kind, start, end), rule)
+                for start, end in self._detectors.find(row, self.data, self._opaque)
+            ]
             if spans:
                 changed = True
                 self._replace(spans)
@@ -285,6 +299,8 @@ class _Draft:
 
     def count(self, *, settled: bool) -> None:
         """Number what stands in the text from left to right; if nothing of it stays, take back."""
+        if self._numbering.given() == self._given:
+            return
         stand = [self.data[start:end] for start, end, _ in self.marks] if settled else []
         changed = self._numbering.order(self._given, (one for one in stand if b":" in one))
         if not changed:
@@ -310,7 +326,7 @@ class _Draft:
         if not self._cut and len(self.data) <= MAX_FIELD_BYTES:
             return False
         limit = MAX_FIELD_BYTES - len(_TRUNCATED)
-        for start, end in self._detectors.placeholder_spans(self.data):
+        for start, end in self._opaque:
             if start < limit < end:
                 limit = start
         head = self.data[:limit].decode("utf-8", "ignore").encode()
@@ -321,6 +337,13 @@ class _Draft:
 
     def _replace(self, spans: Sequence[tuple[int, int, bytes, str]]) -> None:
         """Put placeholders in place of spans, which are sorted and apart, and move the marks."""
+        if len(spans) == 1 and not self.marks:
+            ((start, end, placeholder, rule),) = spans
+            self._take(
+                self.data[:start] + placeholder + self.data[end:],
+                [(start, start + len(placeholder), rule)],
+            )
+            return
         pieces, last, shift = [], 0, 0
         moved: list[tuple[int, int, str]] = []
         marks = iter([*self.marks, (len(self.data) + 1, len(self.data) + 1, "")])
@@ -338,7 +361,15 @@ class _Draft:
         while mark[0] <= len(self.data):
             moved.append((mark[0] + shift, mark[1] + shift, mark[2]))
             mark = next(marks)
-        self.data = b"".join([*pieces, self.data[last:]])
-        self.marks = moved
+        self._take(b"".join([*pieces, self.data[last:]]), moved)
         if len(moved) > MAX_HITS:
             raise OverflowError
+
+    def _take(self, data: bytes, marks: list[tuple[int, int, str]]) -> None:
+        # What is put in reads as a placeholder wherever it stands, for none begins inside another.
+        # If there was no other before, there are these and no more.
+        if len(self._opaque) == len(self.marks):
+            self._opaque = [(start, end) for start, end, _ in marks]
+        else:
+            self._opaque = self._detectors.placeholder_spans(data)
+        self.data, self.marks = data, marks

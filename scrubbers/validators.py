@@ -9,12 +9,14 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from socket import AF_INET6, inet_pton
 from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import phonenumbers
-from stdnum import ean, iban, luhn
+from stdnum import ean, get_cc_module, luhn, numdb
 from stdnum.at import vnr
 from stdnum.be import nn
 from stdnum.br import cpf
@@ -34,7 +36,10 @@ _MIN_PHONE_DIGITS = 7
 _MAX_PHONE_DIGITS = 15
 
 # All expressions here see one candidate, cut by its detector to a few hundred bytes.
+_MIN_CARD_DIGITS = 12
 _DIGIT_GROUP = re.compile(rb"[0-9]+")
+_ALNUM = re.compile(rb"[0-9A-Za-z]")
+_NO_ALNUM = bytes(byte for byte in range(256) if not bytes((byte,)).isalnum())
 _CARD_SHAPES = frozenset(
     {(4, 4, 4, 4), (4, 6, 5), (4, 6, 4), (4, 4, 4, 4, 3), (4, 4, 4, 1), (6, 10), (6, 13), (8, 8)}
 )
@@ -107,10 +112,24 @@ _VERSION_BEFORE = re.compile(
     rb"(?i)(?:\bv|\bver(?:sion)?|\brelease|\bbuild|\brev(?:ision)?|\boid|\bassembly|\bfirmware)"
     rb"[\s\"'.=:/#-]{0,4}\Z"
 )
+_BETWEEN_VERSION = b" \t\n\r\f\v\"'.=:/#-"
+_VERSION_ENDS = frozenset(bytes((byte,)) for byte in b"vrnedyVRNEDY")
 _PRE_RELEASE = re.compile(
     rb"(?i)[-_+](?:alpha|beta|rc|snapshot|dev|release|final|ga|pre|sp|hotfix|build)"
 )
 _PACKAGE = re.compile(rb"(?i)\.(?:tgz|tar|zip|jar|whl|gz|deb|rpm|exe|msi|dll|so|js|css)\b")
+_SCALED_IMAGE = re.compile(rb"[0-9](?:\.[0-9])?x\.[A-Za-z]{2,5}")
+_PACKAGE_VERSION = re.compile(rb"[0-9]+(?:\.[0-9]+)+[A-Za-z0-9.-]*\.(?:tgz|gz|zip|js|mjs|css|whl)")
+_COMPARED = re.compile(rb"==\s?[\"']?\Z")
+_CALLED = re.compile(rb"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*[(\[{]")
+_NO_WORD = re.compile(rb"[^A-Za-z0-9_]+")
+_HANDLE = re.compile(rb"0x[0-9a-fA-F]{1,16}")
+_ABSOLUTE = re.compile(rb"/|[A-Za-z]:\\")
+_SENTENCE_AFTER = re.compile(rb"[ ][A-Za-z]{1,20}(?:[ .,;!?]|\Z)")
+_CAMEL = re.compile(rb"[a-z][A-Z]")
+_BBAN = re.compile(r"([0-9]+)!([nac])")
+_BBAN_CLASSES = {"n": "[0-9]", "a": "[A-Z]", "c": "[0-9A-Z]"}
+_BASE_36 = str.maketrans({chr(ord("A") + n): str(n + 10) for n in range(26)})
 _PRODUCT_BEFORE = re.compile(rb"(?:\A|[\s(;\"'])[A-Z][A-Za-z]{1,24}/\Z")
 
 
@@ -118,9 +137,10 @@ def email(data: bytes, start: int, end: int) -> Span | None:
     """Refuse file names and package versions that look like addresses."""
     value = data[start:end]
     local, _, domain = value.rpartition(b"@")
-    if re.fullmatch(rb"[0-9](?:\.[0-9])?x\.[A-Za-z]{2,5}", domain):  # icon@2x.png
-        return None
-    if re.fullmatch(rb"[0-9]+(?:\.[0-9]+)+[A-Za-z0-9.-]*\.(?:tgz|gz|zip|js|mjs|css|whl)", domain):
+    # icon@2x.png, lib@1.2.tgz; most domains begin with a letter
+    if domain[:1].isdigit() and (
+        _SCALED_IMAGE.fullmatch(domain) or _PACKAGE_VERSION.fullmatch(domain)
+    ):
         return None
     if local.lower() in {b"git", b"hg", b"svn"} and data[end : end + 1] in {b":", b"/"}:
         return None  # git@host:path names a repository
@@ -133,7 +153,7 @@ def ipv4(data: bytes, start: int, end: int) -> Span | None:
         # `inet_aton` reads 0x.. as hex and 0.. as octal; people pad with zeros. Either is meant.
         numbers = [
             int(part, 16) if part[:2] in {b"0x", b"0X"} else int(part)
-            for part in re.split(rb"[.-]", data[start:end])
+            for part in data[start:end].replace(b"-", b".").split(b".")
         ]
     except ValueError:
         return None
@@ -147,8 +167,12 @@ def ipv4(data: bytes, start: int, end: int) -> Span | None:
         return None  # 1.2.3.4-beta, lib-1.2.3.4.tgz
     if after[:3] == b" (+" and before[-1:] == b"/":
         return None  # a crawler: name/1.2.3.4 (+https://...)
-    is_product = _PRODUCT_BEFORE.search(before) and data[end : end + 1] != b":"  # Chrome/120.0.1.2
-    return None if is_product or _VERSION_BEFORE.search(before) else (start, end)
+    if before[-1:] == b"/" and data[end : end + 1] != b":" and _PRODUCT_BEFORE.search(before):
+        return None  # Chrome/120.0.1.2
+    # Most words are none of those, which shows in their last letter.
+    word = before.rstrip(_BETWEEN_VERSION)
+    is_version = word[-1:] in _VERSION_ENDS and _VERSION_BEFORE.search(before)
+    return None if is_version else (start, end)
 
 
 def ipv6(data: bytes, start: int, end: int) -> Span | None:
@@ -208,19 +232,24 @@ def card(data: bytes, start: int, end: int) -> Span | None:
         if end - start > 16 and not _CARD_BEFORE.search(before):  # noqa: PLR2004
             return None
         return (start, end) if _is_card(data[start:end]) else None
+    sizes = tuple(stop - begin for begin, stop in groups)
     for first, last in _windows(len(groups)):
-        shape = tuple(stop - begin for begin, stop in groups[first:last])
-        if len(shape) == 1 or shape in _CARD_SHAPES:
+        shape = sizes[first:last]
+        if shape in _CARD_SHAPES or (len(shape) == 1 and shape[0] >= _MIN_CARD_DIGITS):
             begin, stop = groups[first][0], groups[last - 1][1]
             if _is_card(b"".join(data[a:b] for a, b in groups[first:last])):
                 return begin, stop
     return None
 
 
-def _windows(count: int) -> Iterator[Span]:
-    for length in range(min(count, 5), 0, -1):
-        for first in range(count - length + 1):
-            yield first, first + length
+@cache
+def _windows(count: int) -> tuple[Span, ...]:
+    """Give the parts of so many groups that can be a card, the longest first."""
+    return tuple(
+        (first, first + length)
+        for length in range(min(count, 5), 0, -1)
+        for first in range(count - length + 1)
+    )
 
 
 def _is_card(digits: bytes) -> bool:
@@ -228,19 +257,48 @@ def _is_card(digits: bytes) -> bool:
 
 
 def iban_number(data: bytes, start: int, end: int) -> Span | None:
-    """Accept the longest part from the start that fits its country and ISO 7064 mod 97."""
-    compact, ends = bytearray(), []
-    for offset in range(start, end):
-        if data[offset : offset + 1].isalnum():
-            compact += data[offset : offset + 1]
-            ends.append(offset + 1)
-    for length in range(min(len(compact), 34), 14, -1):
-        stop = ends[length - 1]
-        if data[stop : stop + 1].isalnum():
-            continue
-        if iban.is_valid(compact[:length].decode("ascii")):
-            return start, stop
-    return None
+    """Accept the part from the start that fits its country and ISO 7064 mod 97."""
+    places = [match.start() for match in _ALNUM.finditer(data, start, end)]
+    compact = data[start:end].translate(None, _NO_ALNUM)
+    # Numbers of a country are all of one length, so no other part needs a look.
+    country = compact[:2].decode("ascii").upper()
+    form = _iban_form(country)
+    if form is None or form.length > len(compact):
+        return None
+    stop = places[form.length - 1] + 1
+    number = compact[: form.length].decode("ascii").upper()
+    is_iban = (
+        not data[stop : stop + 1].isalnum()
+        and int((number[4:] + number[:4]).translate(_BASE_36)) % 97 == 1
+        and form.bban.fullmatch(number, 4) is not None
+        and (form.national is None or form.national.is_valid(number))
+    )
+    return (start, stop) if is_iban else None
+
+
+class _Iban(NamedTuple):
+    """What is true of all numbers of a country.
+
+    Attributes:
+        length: Characters. bban: Form of what stands behind the check digits. national: The module
+            of stdnum that checks the country's own digits, or None.
+    """
+
+    length: int
+    bban: re.Pattern[str]
+    national: Any
+
+
+@cache
+def _iban_form(country: str) -> _Iban | None:
+    """Read a country's form in stdnum's registry; `iban.is_valid` reads it anew for each number."""
+    structure = numdb.get("iban").info(country)[0][1].get("bban", "")
+    parts = [(int(size), _BBAN_CLASSES[sort]) for size, sort in _BBAN.findall(structure)]
+    length = sum(size for size, _ in parts) + len("DE89")
+    if not 15 <= length <= 34:  # noqa: PLR2004 -- ISO 13616: no country has a longer or shorter one
+        return None
+    bban = re.compile("".join(f"{allowed}{{{size}}}" for size, allowed in parts))
+    return _Iban(length, bban, get_cc_module(country.lower(), "iban"))
 
 
 def phone(data: bytes, start: int, end: int) -> Span | None:
@@ -427,7 +485,7 @@ def _is_opaque(value: bytes) -> bool:
         return False
     if any(48 <= byte <= 57 for byte in value):  # noqa: PLR2004
         return True
-    if re.search(rb"[a-z][A-Z]", value) and not value[:1].isupper():
+    if _CAMEL.search(value) and not value[:1].isupper():
         return True
     return len(value) >= 24 and re.search(rb"[_-]", value) is None  # noqa: PLR2004
 
@@ -446,7 +504,7 @@ def secret(data: bytes, start: int, end: int) -> Span | None:
         value = value.rstrip(b".,)]}") if len(value) > 1 else value
     if not value or _VARIABLE.fullmatch(value):
         return None
-    if re.search(rb"==\s?[\"']?\Z", before) and not _is_opaque(value):
+    if _COMPARED.search(before) and not _is_opaque(value):
         return None  # a comparison in code
     if value.lower() in (_NO_VALUE if quoted else _PROSE):
         return None
@@ -528,10 +586,10 @@ def parameter(data: bytes, start: int, end: int) -> Span | None:
 
 def _is_code_or_prose(data: bytes, before: bytes, value: bytes, end: int) -> bool:
     after = data[end : end + 40]
-    if re.match(_IDENTIFIER_PATH.pattern + rb"[(\[{]", value + after[:1]):
+    if _CALLED.match(value + after[:1]):
         return True  # token = read()
     if _IDENTIFIER_PATH.fullmatch(value):
-        key = re.split(rb"[^A-Za-z0-9_]+", before.rstrip(b" =:\"'>"))[-1].lower()
+        key = _NO_WORD.split(before.rstrip(b" =:\"'>"))[-1].lower()
         name = value.rpartition(b".")[2].lower()
         if (key and key.endswith(name)) or (
             len(key) > 3 and name.endswith(key.rpartition(b"_")[2])  # noqa: PLR2004
@@ -539,15 +597,15 @@ def _is_code_or_prose(data: bytes, before: bytes, value: bytes, end: int) -> boo
             return True  # password=password, password=self.password, token=current_token
         if value in {b"await", b"self", b"yield", b"lambda", b"new", b"function"}:
             return True
-    if re.fullmatch(rb"0x[0-9a-fA-F]{1,16}", value):
+    if _HANDLE.fullmatch(value):
         return True  # a handle, not a credential
     if _PARSER_BEFORE.search(before) and len(value) < 16:  # noqa: PLR2004
         return True  # unexpected token: punc
-    if _DIRECTORY_BEFORE.search(before) and re.match(rb"/|[A-Za-z]:\\", value):
+    if _DIRECTORY_BEFORE.search(before) and _ABSOLUTE.match(value):
         return True  # PWD=/srv/app
     if before.rstrip(b" ")[-1:] == b":" and value.isalpha() and value.islower():
         # After a colon a plain word with more plain words behind it is a sentence.
-        return re.match(rb"[ ][A-Za-z]{1,20}(?:[ .,;!?]|\Z)", after) is not None
+        return _SENTENCE_AFTER.match(after) is not None
     return False
 
 

@@ -32,6 +32,7 @@ from telemetry.transport import DEFAULT_URL, Destination, Entry, Handover
 
 if TYPE_CHECKING:
     from scrubbers.engine import Outcome
+    from scrubbers.model import Scrubbed
     from telemetry.edge import Edge
 
 __all__ = ["EXIT_S", "Client", "activate", "active", "count", "lost", "never_raising"]
@@ -213,7 +214,7 @@ class Client:
         if outcome is None:
             event, event_id, data = entry.raw, "", None
         else:
-            data = msgspec.json.decode(outcome.event)
+            data = _opened(outcome.event)
             _restore(entry.kind, data, outcome.identifiers)
             if outcome.remarks:
                 data["_remarks"] = outcome.remarks
@@ -313,6 +314,19 @@ _ITEM_TYPES: Final = {
     "check_in": "check_in",
 }
 """Record → type of a Sentry envelope's item."""
+
+
+_read_parts: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_CHANGED_PARTS: Final = frozenset(("user", "properties", "aggregates", "request", "attrs"))
+"""Of a scrubbed event, what holds a place that is written to here."""
+
+
+def _opened(event: Scrubbed) -> dict[str, Any]:
+    """Read a scrubbed event as far as it is changed here; its other parts go out as they are."""
+    return {
+        name: msgspec.json.decode(part) if name in _CHANGED_PARTS else part
+        for name, part in _read_parts(event).items()
+    }
 
 
 def _restore(kind: str, data: dict[str, Any], identifiers: list[tuple[str, str | int]]) -> None:

@@ -9,8 +9,9 @@ Three functions for each place at which a record stands, as straight lines of co
 - ``slots_PLACE(o, p, t, s, f)``: adds to `f` the place of every free text that is in `t`, and of
   every text of the program that is in `s`.
 
-A record that stands in a list has one place for all its paths, and `p` is given. Any other stands
-at one path, which is written into the code, and with it the remark that a field was removed.
+A record that stands in a list has one place for all its paths, and `p` is given as a pair
+(`scrubbers.engine.Path`). Any other stands at one path, which is written into the code, and with it
+the remark that a field was removed.
 
 What the source needs by name (types, formats, the ledger's helpers) `telemetry.rules` provides.
 """
@@ -70,7 +71,11 @@ class _Place:
 
     def path_of(self, entry: Field) -> str:
         """Write the path of a field."""
-        return f"(*p, {entry.wire!r})" if self.path is None else repr((*self.path, entry.wire))
+        return f"(p, {entry.wire!r})" if self.path is None else repr((*self.path, entry.wire))
+
+    def whole_path_of(self, entry: Field) -> str:
+        """Write the path of a field without pairs."""
+        return f"whole(p, {entry.wire!r})" if self.path is None else self.path_of(entry)
 
 
 def _places(place: _Place, written: set[str]) -> Iterator[_Place]:
@@ -95,7 +100,7 @@ class _Source:
 
     def removed(self, place: _Place, entry: Field) -> str:
         """Write the remark that a field was removed: once where its path does not change."""
-        remark = f"Remark({place.path_of(entry)}, 'strip', 'remove')"
+        remark = f"Remark({place.whole_path_of(entry)}, 'strip', 'remove')"
         if place.path is None:
             return remark
         self.constants.append(f"GONE{len(self.constants)} = {remark}")
@@ -138,12 +143,16 @@ def _emit_rewrite(place: _Place, out: _Source) -> None:
         if "list" in entry.accept:
             out(1, f"if type({value}) is list: {value} = In_{entry.record.name}({value})")
         if entry.shape == "record":
-            path = place.path_of(entry)
-            out(1, f"if {value} is not None: {value} = {how}({value}, {path}, c)")
+            new = f"{how}({value}, {place.path_of(entry)}, c)"
+            if place.path is None:
+                # Below the items of a list SDKs send many records of which nothing is declared.
+                nested = entry.record.name
+                new = f"Out_{nested}() if {value} == NOTHING_{nested} else {new}"
+            out(1, f"if {value} is not None: {value} = {new}")
         else:
             out(1, f"if {value} is not None:")
-            out(2, f"b = {place.path_of(entry)}")
-            out(2, f"{value} = [{how}(e, (*b, n), c) for n, e in enumerate({value})]")
+            out(2, f"b = {place.whole_path_of(entry)}")
+            out(2, f"{value} = [{how}(e, (b, n), c) for n, e in enumerate({value})]")
     out(1, f"return Out_{record.name}({', '.join(arguments)})")
 
 
@@ -243,8 +252,19 @@ def _emit_recheck(place: _Place, out: _Source) -> None:
             out(1, f"if {value} is not None: {how}({value}, {below}, c)")
         else:
             out(1, f"if {value}:")
-            out(2, f"b = {below}")
-            out(2, f"for n, e in enumerate({value}): {how}(e, (*b, n), c)")
+            out(2, f"b = {place.whole_path_of(entry)}")
+            out(2, f"for n, e in enumerate({value}): {how}(e, (b, n), c)")
+
+
+def _searched_for(record: Record) -> set[str]:
+    """Tell what texts stand in a record or below it: ``t``, those of requests; ``s``, programs'."""
+    found: set[str] = set()
+    for entry in filter(leaves, record.fields):
+        if entry.record is not None:
+            found |= _searched_for(entry.record)
+        elif entry.shape in ("list", "map") or entry.treatment in ("redact_text", "reduce_url"):
+            found.add("s" if _is_program(entry) else "t")
+    return found
 
 
 def _emit_slots(place: _Place, out: _Source) -> None:
@@ -256,12 +276,17 @@ def _emit_slots(place: _Place, out: _Source) -> None:
         static = _is_program(entry)
         asked = "s" if static else "t"
         if entry.record is not None:
-            below, how = place.path_of(entry), f"slots_{place.below(entry).name}"
+            how = f"slots_{place.below(entry).name}"
+            wanted = " or ".join(sorted(_searched_for(entry.record)))
+            if not wanted:
+                continue
             if entry.shape == "record":
-                out(1, f"if {value} is not None: {how}({value}, {below}, t, s, f)")
+                out(1, f"if {value} is not None and ({wanted}):")
+                out(2, f"{how}({value}, {place.path_of(entry)}, t, s, f)")
             else:
-                out(1, f"if {value}:")
-                out(2, f"for n, e in enumerate({value}): {how}(e, (*{below}, n), t, s, f)")
+                out(1, f"if {value} and ({wanted}):")
+                out(2, f"b = {place.whole_path_of(entry)}")
+                out(2, f"for n, e in enumerate({value}): {how}(e, (b, n), t, s, f)")
         elif entry.shape == "list":
             out(1, f"if {value} and {asked}:")
             out(2, f"for n, e in enumerate({value}):")

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from scrubbers.detectors import finder
 from scrubbers.engine import RULES, Outcome, scrub
 from scrubbers.model import Remark
 from telemetry.errors import DecodeError, EventError, ScrubError
@@ -42,7 +43,7 @@ _FEW_BYTES: Final = 64 * 1024
 REMARKS: Final = "_remarks"
 """Key under which an edge tells the next one, beside the event's own fields, what it changed."""
 
-_CARRIED_KEY: Final = b'"_remarks"'
+_may_carry: Final = finder(b'_remarks"')
 _CARRIED_REMARKS: Final = 500
 _PATH_PARTS: Final = 32
 _LIST_ITEMS: Final = 10_000
@@ -114,7 +115,7 @@ class Edge:
         except OverflowError:
             raise ScrubError("too_many_identifiers") from None
         self._sample(item, rules)
-        if _CARRIED_KEY in item.raw and (earlier := _carried(item.raw, rules)):
+        if _may_carry(item.raw) and (earlier := _carried(item.raw, rules)):
             return outcome._replace(remarks=[*earlier, *outcome.remarks])
         return outcome
 

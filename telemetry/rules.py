@@ -18,8 +18,8 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from scrubbers.detectors import Detectors
-from scrubbers.engine import FORMATS, KEY, MEMOS, Ledger, Path, Slot, Treatments, beside
+from scrubbers.detectors import Detectors, finder
+from scrubbers.engine import FORMATS, KEY, MEMOS, Ledger, Path, Slot, Treatments, beside, whole
 from scrubbers.model import Remark
 from telemetry.codegen import leaves, source_of
 from telemetry.errors import DecodeError, SchemaError
@@ -109,6 +109,7 @@ def _walk(record: Record) -> Iterator[Record]:
     return visit(record)
 
 
+_has_nul: Final = finder(b"\\u0000")
 _NULLS: Final = frozenset((b"null", b'""', b"{}", b"[]"))
 
 
@@ -185,6 +186,7 @@ class CompiledRules:
             "QUIET_FILES": treatments.quiet.files,
             "Remark": Remark,
             "beside": beside,
+            "whole": whole,
             "VALUES": values,
             "among": _among,
             "present": _present,
@@ -193,6 +195,7 @@ class CompiledRules:
             **FORMATS,
             **{f"seen_{form}": memo for form, memo in MEMOS.items()},
             **{f"In_{name}": type_ for name, type_ in inputs.items()},
+            **{f"NOTHING_{name}": type_() for name, type_ in inputs.items()},
             **{f"Out_{name}": type_ for name, type_ in contracts.items()},
         }
         # Names come from .avsc files of this package or the operator's own, and Avro names are
@@ -219,7 +222,7 @@ class CompiledRules:
         """
         try:
             # A NUL is valid JSON, but no database behind a recipient stores it: see `tolerant`.
-            if b"\\u0000" not in raw:
+            if not _has_nul(raw):
                 return self._decode(raw)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             pass

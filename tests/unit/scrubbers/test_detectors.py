@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 import time
 import unicodedata
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from scrubbers import Detectors, RuleError
-from scrubbers.detectors import _INVISIBLE, SEPARATOR, _clean_texts, searchable
+from scrubbers.detectors import _INVISIBLE, SEPARATOR, _clean_texts, finder, searchable
 from scrubbers.shipped import detector_table, extended
 from scrubbers.text import redact_text, shipped_detectors
 
@@ -290,3 +291,20 @@ def test_two_hundred_detectors_search_clean_text_at_200_mb_s() -> None:
         least = min(least, time.thread_time() - began)
     assert len(many.rows) == 200
     assert len(data) / least > 200e6
+
+
+@pytest.mark.parametrize("size", [20, 1_499, 1_500, 20_000])
+def test_a_finder_finds_what_is_there_in_whatever_bytes(size: int) -> None:
+    has_nul, chance = finder(b"\\u0000"), random.Random(size)  # noqa: S311 - the same each time
+    for _ in range(200):
+        data = bytes(chance.choice(b'\\u01"\xff\x80\x00') for _ in range(size))
+        at = chance.randrange(size)
+        assert has_nul(data) == (b"\\u0000" in data)
+        assert has_nul(data[:at] + b"\\u0000" + data[at:])
+    assert not has_nul(b"\\u000" * (size // 5))
+
+
+def test_a_finder_works_without_re2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scrubbers.detectors.re2", None)
+    assert finder(b"_remarks")(b"x" * 2_000 + b"_remarks")
+    assert not finder(b"_remarks")(b"x" * 2_000)

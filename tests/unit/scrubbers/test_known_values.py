@@ -7,7 +7,8 @@ from urllib.parse import quote
 
 import pytest
 
-from scrubbers import KnownValues, redact_text
+from scrubbers import KnownValues, known_values, redact_text
+from scrubbers.detectors import searchable
 
 _MAIL = "jane.doe@example.com"
 _KNOWN = KnownValues(
@@ -141,3 +142,76 @@ def test_places_of_many_texts_are_told_at_once() -> None:
         known.texts_of("\x1e".join(["kd7fjw0q2x"] * 5_000), [11 * n for n in range(1, 5_001)])
         is None
     )
+
+
+_CODED = {
+    "plain": lambda text: text,
+    "upper case": str.upper,
+    "percent": lambda text: quote(text, safe=""),
+    "hex": lambda text: text.encode().hex(),
+    "HEX": lambda text: text.encode().hex().upper(),
+    "base64": lambda text: base64.b64encode(text.encode()).decode(),
+    "shifted by one": lambda text: base64.b64encode(b"x" + text.encode()).decode(),
+    "shifted by two": lambda text: base64.b64encode(b"xy" + text.encode()).decode(),
+    "for URLs": lambda text: base64.urlsafe_b64encode(text.encode()).decode().rstrip("="),
+}
+
+
+@pytest.mark.parametrize("encoding", _CODED)
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("account", "471199"),
+        ("account", "acct-4711"),
+        ("session", "s-4ffe81498778232e"),
+        ("ip", "203.0.113.9"),
+        ("ip", "1.1.1.10"),
+        ("email", _MAIL),
+        ("email", "o'neil+a~b?c>d@example.com"),
+        ("id", "???>>>~~~???>>>~~~"),
+        ("name", "Jürgen Müller"),
+        ("name", "Οδυσσέας Παπαδόπουλος"),
+        ("id", "x" * 600),
+        ("name", "é"),
+        ("name", "Øy"),
+        ("id", "日本"),
+        ("user", "Zoë"),
+        ("user", "Žižek"),
+        ("user", "\U0001f600\U0001f600"),
+        ("user", "ab"),
+    ],
+)
+def test_the_short_look_passes_over_no_value_in_any_encoding(
+    kind: str, value: str, encoding: str
+) -> None:
+    """What may be left out of a search is decided by less than the search itself looks for."""
+    others = [("account", "98765"), ("ip", "198.51.100.23")]
+    known = KnownValues([*others, (kind, value)])
+    text = f"before \x1e{_CODED[encoding](value)}\x1e after"
+    text = searchable(text)
+    if known.found_in(text):
+        near = known.near(text, text.encode())
+        assert near is not None
+        assert near.spans(text.encode()) == known.spans(text.encode())
+    else:
+        # Base64 hides a part at either end, and case folds in ASCII only.
+        assert next(known._hits(text.encode()), None) is None
+
+
+def test_only_values_that_can_stand_in_a_text_are_looked_for_in_it() -> None:
+    known = KnownValues([("account", "98765"), ("session", "s-4ffe81498778232e"), ("email", _MAIL)])
+    assert known.near("nothing of it", b"nothing of it") is None
+    text = "row 98765 of 12"
+    assert repr(known.near(text, text.encode())) == "KnownValues(1)"
+
+
+def test_sober_values_are_letters_and_digits_in_base64() -> None:
+    """The short look counts on it: a run of other characters could hide one of these."""
+    sober = [chr(code) for code in range(128) if known_values._SOBER.fullmatch(chr(code))]
+    assert set("?>~\x7f").isdisjoint(sober)
+    for one in sober:
+        for other in sober:
+            value = (one + other) * 6
+            for core in known_values._base64_cores(value.encode()):
+                assert core.isalnum()
+                assert len(core) >= len(value) * 4 // 3 - 1
