@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from scrubbers.address import AddressProfile, truncate_ip
 from scrubbers.detectors import SEPARATOR, Detectors, searchable
-from scrubbers.known_values import KnownValues
+from scrubbers.known_values import PADDING, KnownValues
 from scrubbers.model import AddressError, Remark, Scrubbed
 from scrubbers.text import Numbering, redact_suspect
 from scrubbers.time import coarsen_time
@@ -27,6 +27,7 @@ from scrubbers.user_agent import reduce_user_agent
 __all__ = [
     "FORMATS",
     "KEY",
+    "PUBLIC_WORDS",
     "RULES",
     "Ledger",
     "Outcome",
@@ -135,6 +136,9 @@ class Rules(Protocol):
     def slots(self, contract: Any, texts: Collection[str], statics: Collection[str]) -> list[Slot]:
         """Where some of the object's free texts stand, in the order of its fields."""
 
+    def forms(self, contract: Any, texts: Collection[str]) -> list[Slot]:
+        """Where some of the texts stand that are kept for their form (`Ledger.formed`)."""
+
     def encode(self, contract: Any) -> bytes:
         """Write the contract's object as JSON."""
 
@@ -230,6 +234,19 @@ MEMOS: Final[Mapping[str, _Memo]] = {
 }
 """Formats of fields that have few words; generated code looks there first."""
 
+PUBLIC_WORDS: Final[frozenset[str | None]] = frozenset(
+    """
+    GET HEAD POST PUT PATCH DELETE OPTIONS TRACE CONNECT QUERY get head post put patch delete
+    options trace connect query as3 c cfml cocoa csharp dart elixir erlang flutter go groovy
+    haskell java javascript kotlin native node objc other perl php python ruby rust scala swift
+    unity unreal default error event transaction generic http https navigation info debug user ui
+    console route custom url view component task manual auto ok unknown string integer double
+    boolean array
+    """.split()  # noqa: SIM905 - a table of words reads better unbroken
+) | {None}
+"""What stays in its field also if a person is called so: Java stays a platform for Ms Java. Words
+of Sentry's and HTTP's own vocabularies, which say nothing about anybody. Nothing stays as well."""
+
 FORMATS: Final[Mapping[str, Callable[[str], str | None]]] = {
     **{name: memo.read for name, memo in MEMOS.items()},
     # Ids differ from event to event: remembering them would only fill the memory.
@@ -248,6 +265,7 @@ class Ledger:
         "event_id",
         "event_time",
         "files",
+        "formed",
         "identifiers",
         "known",
         "remarks",
@@ -265,6 +283,9 @@ class Ledger:
         # 4711, or one error would become as many as there are accounts.
         self.statics: list[str] = []
         self.files: list[str] = []
+        # Texts that stay because they are of their field's form. No detector looks at them; the
+        # request's own values may not stand in them all the same.
+        self.formed: list[str] = []
         self.remarks: list[Remark] = []
         self.identifiers: list[tuple[str, str | int]] = []
         self.known: list[tuple[str, str]] = []
@@ -512,6 +533,7 @@ def scrub(
     *,
     known: Sequence[tuple[str, str]] = (),
     client_address: str | None = None,
+    event_id: str = "",
 ) -> Outcome:
     """Scrub one event: the only way to make a `Scrubbed`.
 
@@ -520,6 +542,8 @@ def scrub(
         rules: Compiled from the record that describes it.
         known: (kind, value) pairs that the request is known to hold and that may appear nowhere.
         client_address: Who connected, for events that ask to have it filled in.
+        event_id: The id that stands beside the event, 32 hex digits, if one does; it goes before
+            the event's own, and neither may hold a known value.
 
     Returns:
         The event in its closed schema, with what was done to it.
@@ -531,6 +555,8 @@ def scrub(
     ledger = Ledger(rules.treatments, client_address)
     ledger.known.extend(known)
     contract = rules.rewrite(rules.decode(raw, ledger), (), ledger)
+    if event_id:
+        ledger.event_id = event_id
     _redact(contract, rules, ledger)
     return _outcome(contract, rules, ledger)
 
@@ -562,7 +588,7 @@ def _redact(contract: Any, rules: Rules, ledger: Ledger) -> None:
     """Scan all free text in one pass; only where something may be, go text by text."""
     treatments = rules.treatments
     detectors = treatments.detectors
-    known = KnownValues(ledger.known) if ledger.known and ledger.texts else None
+    known = _known(contract, rules, ledger)
     texts = _suspects(ledger.texts, detectors, known)
     statics: Collection[str] = ()
     if ledger.statics:
@@ -613,6 +639,29 @@ def _redact(contract: Any, rules: Rules, ledger: Ledger) -> None:
         else:
             setattr(owner, key, redacted)
         ledger.remarks.extend(Remark(where, r.rule, r.action, r.start, r.end) for r in remarks)
+
+
+def _known(contract: Any, rules: Rules, ledger: Ledger) -> KnownValues | None:
+    """Give the values to look for in texts; None if they stand in none, as in most events.
+
+    Fields whose text, though of its form, holds one of them are taken out.
+    """
+    if not ledger.known:
+        return None
+    known = KnownValues(ledger.known)
+    formed = SEPARATOR.join((*ledger.formed, ledger.event_id))
+    # One search of all there is costs less than one of each sort.
+    everything = SEPARATOR.join((*ledger.texts, formed))
+    if PADDING not in formed and everything.isascii() and not known.may_stand_in(everything):
+        return None
+    if PADDING in formed or known.may_stand_in(formed):
+        held = known.in_forms({*ledger.formed, ledger.event_id})
+        for owner, name, _, path, tail, _ in rules.forms(contract, held) if held else ():
+            setattr(owner, name, None)
+            ledger.remarks.append(Remark((*path, *tail), "known_value", "remove"))
+        if ledger.event_id in held:
+            ledger.event_id = ""
+    return known
 
 
 def _given_away(

@@ -11,13 +11,13 @@ import json
 import re
 from binascii import b2a_base64
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 from urllib.parse import quote, quote_plus
 
 from scrubbers.detectors import searchable
 
-__all__ = ["KINDS", "KnownValues"]
+__all__ = ["KINDS", "PADDING", "KnownValues"]
 
 KINDS = {
     "account": "account", "organization": "organization", "email": "email", "name": "name",
@@ -36,6 +36,16 @@ _MANY = frozenset(("ip", "id"))
 _MAX_LINE_DIGITS = 6
 _MAX_OCCURRENCES = 300
 _MAX_HITS = 4_096
+_UUID = re.compile(r"(?i)[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32}")
+_UUID_LENGTHS = (32, 36)
+# Of random hexadecimal digits one in 10^8 ids holds eight given ones.
+_MIN_IN_HEX = 8
+PADDING = "000"
+"""Zeros before a number that fills an id: with them `in_forms` may find what is said not to be."""
+_MAX_NUMBER_DIGITS = 38  # 128 bits
+_HEXADECIMAL = re.compile(r"(?i)(?:0x)?[0-9a-f]+(?:-[0-9a-f]+)*")
+_VERSION_BEFORE = re.compile(rb"[0-9]\.?\Z")
+_VERSION_BEHIND = re.compile(rb"\.?[0-9]")
 # A shorter text is no address (1.1.1.1, ::1:2:3); headers of addresses can hold any number of them.
 _MIN_ADDRESS = 7
 # Text behind a value that was cut: it goes with it.
@@ -161,6 +171,49 @@ class KnownValues:
             found.add(bisect_right(ends, start))
         return found
 
+    def may_stand_in(self, text: str) -> bool:
+        """Tell quickly whether any of the values can be in an ASCII text; most hold none."""
+        return self._may_hold(text.lower(), text)
+
+    def in_forms(self, texts: Collection[str]) -> set[str]:
+        """Tell which of some technical texts hold a value, though they are of their field's form.
+
+        Stricter than a search of free text where chance would else decide: of a hexadecimal id at
+        least eight digits must be a value's, or all that are not leading zeros, as text or as
+        number; and what is part of a longer version is no value: 2026.11.1 is not account 2026.
+
+        Args:
+            texts: Releases, operations, ids and the like; all ASCII.
+        """
+        whole: set[str] = set()
+        parts: list[str] = []
+        for _, value in self._pairs:
+            plain = value.replace("-", "").lower()
+            if len(value) < _MIN_ANYWHERE:
+                continue
+            code = value.encode().hex()
+            whole.add(code)
+            if len(value) >= _MIN_ENCODED:
+                parts.append(code)
+            if _HEXADECIMAL.fullmatch(plain):
+                whole.add(plain.lstrip("0"))
+                if len(plain) >= _MIN_IN_HEX:
+                    parts.append(plain)
+                if plain.isdigit() and len(plain) <= _MAX_NUMBER_DIGITS:
+                    whole.add(f"{int(plain):x}")
+        return {text for text in texts if self._in_form(text, whole, parts)}
+
+    def _in_form(self, text: str, whole: Collection[str], parts: Iterable[str]) -> bool:
+        if _HEXADECIMAL.fullmatch(text):
+            plain = text.lower().removeprefix("0x").replace("-", "")
+            return plain.lstrip("0") in whole or any(part in plain for part in parts)
+        data = text.encode()
+        return any(
+            data[start:end].strip(b"0123456789.")
+            or not (_VERSION_BEFORE.search(data[:start]) or _VERSION_BEHIND.match(data[end:]))
+            for start, end, _ in self.spans(data)
+        )
+
     def spans(
         self, data: bytes, opaque: Sequence[tuple[int, int]] = ()
     ) -> list[tuple[int, int, str]]:
@@ -226,6 +279,8 @@ class KnownValues:
             raw = value.encode()
             # No encoding changes letters and digits. Most ids are one run of them.
             found = [value.lower()] if raw.isalnum() and kind != "name" else _cores(kind, value)
+            if len(value) in _UUID_LENGTHS and _UUID.fullmatch(value):
+                found = [value[:8].lower()]  # with its hyphens and without them
             if len(raw) >= _MIN_ENCODED and len(value) >= _MIN_ANYWHERE:
                 found.append(raw[:_OUTLINE].hex())
                 # Base64 writes three bytes as four characters. Of each alignment some whole groups
@@ -294,6 +349,10 @@ _RUNS = re.compile(rb"[a-z0-9._-]+")
 def _spellings(kind: str, value: str) -> Iterator[str]:
     """Yield a value as people and software write it, all in lower case but for other scripts."""
     yield value
+    if len(value) in _UUID_LENGTHS and _UUID.fullmatch(value):
+        plain = value.replace("-", "")
+        yield plain
+        yield "-".join((plain[:8], plain[8:12], plain[12:16], plain[16:20], plain[20:]))
     if not value.isascii():  # bytes fold ASCII only
         yield from (value.lower(), value.upper(), value.title())
     if kind == "name" and " " in value:
