@@ -9,11 +9,13 @@ treatment is compiled from ``schemas/*.avsc`` (`telemetry.schema`); this module 
 from __future__ import annotations
 
 import re
+from base64 import b64decode
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import accumulate, islice
 from typing import Any, Final, NamedTuple, Protocol
+from urllib.parse import unquote
 
 from scrubbers.address import AddressProfile, truncate_ip
 from scrubbers.detectors import SEPARATOR, Detectors, searchable
@@ -23,6 +25,7 @@ from scrubbers.text import Numbering, redact_suspect
 from scrubbers.time import coarsen_time
 from scrubbers.url import reduce_url
 from scrubbers.user_agent import reduce_user_agent
+from scrubbers.validators import NO_PERSON
 
 __all__ = [
     "FORMATS",
@@ -309,6 +312,7 @@ class Ledger:
             self.known.extend((kind, part.strip()) for part in text.split(",") if part.strip())
         elif kind == "secret" and " " in text:
             self.known.append((kind, text.rpartition(" ")[2]))
+            self.known.extend(named_by(text))
         else:
             self.known.append((kind, text))
         self.remarks.append(remark)
@@ -374,6 +378,8 @@ class Ledger:
         """Reduce a URL to its template; what is left is still scanned as text."""
         reduced = reduce_url(value)
         if reduced != value:
+            if "@" in value and (login := _LOGIN.match(value)):
+                self.known.extend(_credentials(login[1], login[2] or ""))
             self.remarks.append(Remark((*path, name), "reduce_url", "reduce"))
         if not reduced:
             return None
@@ -480,6 +486,34 @@ class Ledger:
             self.statics.extend(shapes)
         self.remarks.append(Remark((*path, name), "shape", "reduce"))
         return shapes
+
+
+_LOGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,31}://([^/?#@:\s]{1,200})(?::([^/?#@\s]{0,200}))?@")
+_DIGEST = re.compile(r"""(?i)\busername=(?:"([^"]{1,200})"|([^\s",]{1,200}))""")
+
+
+def named_by(authorization: str) -> list[tuple[str, str]]:
+    """Give who logs in by an ``Authorization`` header, and with what.
+
+    Source:
+        RFC 7617, 2: Base64 of name and password; RFC 7616, 3.4: ``username``.
+    """
+    scheme, _, rest = authorization.partition(" ")
+    if scheme.lower() == "digest" and (found := _DIGEST.search(rest)):
+        return _credentials(found[1] or found[2], "")
+    if scheme.lower() != "basic":
+        return []
+    try:
+        name, colon, password = b64decode(rest).decode("utf-8", "replace").partition(":")
+    except ValueError:
+        return []
+    return _credentials(name, password) if colon else []
+
+
+def _credentials(name: str, password: str) -> list[tuple[str, str]]:
+    """Give the known values of a login; a service's name is none: `git` stands in many texts."""
+    pairs = (("username", unquote(name)), ("secret", unquote(password)))
+    return [(kind, text) for kind, text in pairs if text.lower().encode() not in NO_PERSON | {b""}]
 
 
 def beside(name: str, value: str) -> str:

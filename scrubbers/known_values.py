@@ -33,6 +33,10 @@ _MAX_VALUE = 512
 _MAX_VALUES = 512
 _MAX_OTHERS = 48
 _MANY = frozenset(("ip", "id"))
+# A part of a name that is no longer is a word of programs too often: 'wood', 'page', 'long'.
+_MIN_LOWER_PART = 5
+_QUOTES = frozenset((b"'", b'"', b"%"))
+_VALUE_ENDS = _QUOTES | {b"", b"&", b";", b",", b" ", b")"}
 _MAX_LINE_DIGITS = 6
 _MAX_OCCURRENCES = 300
 _MAX_HITS = 4_096
@@ -72,7 +76,8 @@ class _Needle(NamedTuple):
     text: bytes
     kind: str
     # plain: bounded by other characters; short: needs an id context; exact: as it stands;
-    # base64: takes the run around it along; cut: takes along what follows without a space.
+    # base64: takes the run around it along; cut: takes along what follows without a space;
+    # told: needs quotes or an assignment around it, or an id context.
     mode: str
 
 
@@ -314,6 +319,9 @@ class KnownValues:
             if kind == "name":
                 for part in re.findall(r"[^\W\d_]{4,}", value):
                     exact.setdefault(part.encode(), _Needle(part.encode(), kind, "plain"))
+                    if len(part) >= _MIN_LOWER_PART:
+                        lower = part.lower().encode()
+                        folded.setdefault(lower, _Needle(lower, kind, "told"))
             if len(raw) >= _MIN_ENCODED:
                 folded.setdefault(raw.hex().encode(), _Needle(raw.hex().encode(), kind, "exact"))
                 for text in _base64_cores(raw):
@@ -409,6 +417,7 @@ def _occurrences(needle: _Needle, haystack: bytes, data: bytes) -> Iterator[tupl
         elif mode == "exact" or (
             _stands_alone(data, start, end, text)
             and (mode != "short" or _ID_CONTEXT.search(data[max(0, start - 48) : start]))
+            and (mode != "told" or _is_told(data, start, end))
         ):
             yield start, end, kind
         start = haystack.find(text, max(end, start + 1))
@@ -442,6 +451,14 @@ def _stands_alone(data: bytes, start: int, end: int, text: bytes) -> bool:
         (_is_letter(before) and _is_letter(text[:1]))
         or (_is_letter(after) and _is_letter(text[-1:]))
     )
+
+
+def _is_told(data: bytes, start: int, end: int) -> bool:
+    """Tell whether a word stands where a value does: ``'word'``, ``'%word%'``, ``=word``."""
+    before, after = data[start - 1 : start], data[end : end + 1]
+    if after in _VALUE_ENDS and (before == b"=" or (before in _QUOTES and after in _QUOTES)):
+        return bool(before)
+    return bool(_ID_CONTEXT.search(data[max(0, start - 48) : start]))
 
 
 def _is_letter(character: bytes) -> bool:

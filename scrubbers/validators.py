@@ -25,7 +25,7 @@ from stdnum.fr import nir
 from stdnum.it import codicefiscale
 from stdnum.us import ssn
 
-__all__ = ["VALIDATORS", "Span", "Validator"]
+__all__ = ["NO_PERSON", "VALIDATORS", "Span", "Validator"]
 
 Span = tuple[int, int]
 Validator = Callable[[bytes, int, int], Span | None]
@@ -76,7 +76,7 @@ _PROSE = _NO_VALUE | frozenset(
 # Behind "BIC"; libphonenumber knows which countries there are.
 _COUNTRIES = frozenset(phonenumbers.SUPPORTED_REGIONS)
 # Accounts that belong to software, not to a person, and words that stand where a name would.
-_NO_PERSON = frozenset(
+NO_PERSON = frozenset(
     b"root admin administrator system nobody guest test tester user users daemon www-data www nginx"
     b" apache httpd postgres postgresql mysql mariadb redis mongodb oracle sa dba git svn jenkins"
     b" ci build deploy deployer runner backup operator ftp anonymous mail postfix dovecot news uucp"
@@ -597,7 +597,7 @@ def person_name(data: bytes, start: int, end: int) -> Span | None:
     if found is None:
         return None
     value = data[found[0] : found[1]].lower()
-    return None if value in _NO_PERSON or value.startswith((b"$", b"?", b"%s")) else found
+    return None if value in NO_PERSON or value.startswith((b"$", b"?", b"%s")) else found
 
 
 def user_name(data: bytes, start: int, end: int) -> Span | None:
