@@ -207,9 +207,8 @@ def cast(
             "TELEMETRY_HEAP_APP_ID": heap.settings["app_id"],
         }
         roles["forwarder-sentry"].more = {"TELEMETRY_SENTRY_DSN": sentry.dsn}
-        shutil.rmtree(roles["p-1"].state)
-        roles["p-1"].state.mkdir(mode=0o700)
-        shutil.copytree(roles["p-0"].state / "keys", roles["p-1"].state / "keys")
+        (roles["p-1"].state / "keys").rmdir()
+        (roles["p-1"].state / "keys").symlink_to(roles["p-0"].state / "keys")
         for name in ("p-0", "p-1"):
             roles[name].more = {
                 "TELEMETRY_VAULT_URL": database,
