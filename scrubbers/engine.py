@@ -622,11 +622,12 @@ def _redact(contract: Any, rules: Rules, ledger: Ledger) -> None:
     """Scan all free text in one pass; only where something may be, go text by text."""
     treatments = rules.treatments
     detectors = treatments.detectors
-    known = _known(contract, rules, ledger)
-    texts = _suspects(ledger.texts, detectors, known)
+    joined = SEPARATOR.join(ledger.texts)
+    known = _known(joined, contract, rules, ledger) if ledger.known else None
+    texts = _suspects(ledger.texts, joined, detectors, known)
     statics: Collection[str] = ()
     if ledger.statics:
-        statics = _suspects(ledger.statics, detectors, None)
+        statics = _suspects(ledger.statics, SEPARATOR.join(ledger.statics), detectors, None)
         treatments.quiet.learn(ledger.statics, ledger.files, statics)
     if not texts and not statics:
         return
@@ -675,18 +676,21 @@ def _redact(contract: Any, rules: Rules, ledger: Ledger) -> None:
         ledger.remarks.extend(Remark(where, r.rule, r.action, r.start, r.end) for r in remarks)
 
 
-def _known(contract: Any, rules: Rules, ledger: Ledger) -> KnownValues | None:
+def _known(joined: str, contract: Any, rules: Rules, ledger: Ledger) -> KnownValues | None:
     """Give the values to look for in texts; None if they stand in none, as in most events.
 
     Fields whose text, though of its form, holds one of them are taken out.
     """
-    if not ledger.known:
-        return None
     known = KnownValues(ledger.known)
-    formed = SEPARATOR.join((*ledger.formed, ledger.event_id))
+    formed = ledger.event_id
+    if ledger.formed:
+        formed = SEPARATOR.join((*ledger.formed, formed))
     # One search of all there is costs less than one of each sort.
-    everything = SEPARATOR.join((*ledger.texts, formed))
-    if PADDING not in formed and everything.isascii() and not known.may_stand_in(everything):
+    if (
+        PADDING not in formed
+        and joined.isascii()
+        and not known.may_stand_in(joined + SEPARATOR + formed)
+    ):
         return None
     if PADDING in formed or known.may_stand_in(formed):
         held = known.in_forms({*ledger.formed, ledger.event_id})
@@ -718,14 +722,15 @@ def _given_away(
     return placeholder, remarks[0].rule
 
 
-def _suspects(texts: list[str], detectors: Detectors, known: KnownValues | None) -> Collection[str]:
+def _suspects(
+    texts: list[str], joined: str, detectors: Detectors, known: KnownValues | None
+) -> Collection[str]:
     """Give the texts that may hold something.
 
     All of them are scanned as one; clean, the common case, costs that one pass.
     """
     if not texts:
         return ()
-    joined = SEPARATOR.join(texts)
     # A text that holds the separator itself could hide where it ends: look at each.
     if joined.count(SEPARATOR) != len(texts) - 1:
         return set(texts)
