@@ -38,6 +38,7 @@ _SEPARATOR_BYTE = SEPARATOR.encode()
 
 _MAX_MARKS = 30
 _MAX_LIGATURES = 16
+_WORD_SIGNS = re.compile("[\u3300-\u3357\u337f\u33ae\u33af]+")
 _LIGATURES = ("\ufdfa", "\ufdfb")
 _MAX_ANCHOR_POSITIONS = 16
 _MAX_REPEAT = 1_000
@@ -99,12 +100,15 @@ def searchable(text: str) -> str:
 def _normalized(text: str) -> str:
     """Give the NFKC form of a text in linear time.
 
-    Combining marks are put into an order, which takes the square of how many stand together; and
-    two ligatures stand for whole sentences. A mebibyte of either would take minutes and seconds.
+    Combining marks are put into an order, which takes the square of how many stand together; two
+    ligatures stand for whole sentences, and squares for words, many of them put together
+    from marks. A mebibyte of these would take minutes, seconds, a third of a second.
+    Nobody's data is written in such squares: a question mark stands for any number of them.
 
     Source:
         UAX 15, 13: no language puts more than 30 marks together.
     """
+    text = _WORD_SIGNS.sub("?", text)
     for ligature in _LIGATURES:
         if text.count(ligature) > _MAX_LIGATURES:
             text = text.replace(ligature, "?")

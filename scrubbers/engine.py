@@ -9,25 +9,29 @@ treatment is compiled from ``schemas/*.avsc`` (`telemetry.schema`); this module 
 from __future__ import annotations
 
 import re
+from base64 import b64decode
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import accumulate, islice
 from typing import Any, Final, NamedTuple, Protocol
+from urllib.parse import unquote
 
 from scrubbers.address import AddressProfile, truncate_ip
 from scrubbers.detectors import SEPARATOR, Detectors, searchable
-from scrubbers.known_values import KnownValues
+from scrubbers.known_values import PADDING, KnownValues
 from scrubbers.model import AddressError, Remark, Scrubbed
 from scrubbers.text import Numbering, redact_suspect
 from scrubbers.time import coarsen_time
 from scrubbers.url import reduce_url
 from scrubbers.user_agent import reduce_user_agent
+from scrubbers.validators import NO_PERSON
 
 __all__ = [
     "FORMATS",
     "KEY",
+    "PUBLIC_WORDS",
     "RULES",
     "Ledger",
     "Outcome",
@@ -149,6 +153,9 @@ class Rules(Protocol):
     def slots(self, contract: Any, texts: Collection[str], statics: Collection[str]) -> list[Slot]:
         """Where some of the object's free texts stand, in the order of its fields."""
 
+    def forms(self, contract: Any, texts: Collection[str]) -> list[Slot]:
+        """Where some of the texts stand that are kept for their form (`Ledger.formed`)."""
+
     def encode(self, contract: Any) -> bytes:
         """Write the contract's object as JSON."""
 
@@ -244,6 +251,19 @@ MEMOS: Final[Mapping[str, _Memo]] = {
 }
 """Formats of fields that have few words; generated code looks there first."""
 
+PUBLIC_WORDS: Final[frozenset[str | None]] = frozenset(
+    """
+    GET HEAD POST PUT PATCH DELETE OPTIONS TRACE CONNECT QUERY get head post put patch delete
+    options trace connect query as3 c cfml cocoa csharp dart elixir erlang flutter go groovy
+    haskell java javascript kotlin native node objc other perl php python ruby rust scala swift
+    unity unreal default error event transaction generic http https navigation info debug user ui
+    console route custom url view component task manual auto ok unknown string integer double
+    boolean array
+    """.split()  # noqa: SIM905 - a table of words reads better unbroken
+) | {None}
+"""What stays in its field also if a person is called so: Java stays a platform for Ms Java. Words
+of Sentry's and HTTP's own vocabularies, which say nothing about anybody. Nothing stays as well."""
+
 FORMATS: Final[Mapping[str, Callable[[str], str | None]]] = {
     **{name: memo.read for name, memo in MEMOS.items()},
     # Ids differ from event to event: remembering them would only fill the memory.
@@ -262,6 +282,7 @@ class Ledger:
         "event_id",
         "event_time",
         "files",
+        "formed",
         "identifiers",
         "known",
         "remarks",
@@ -279,6 +300,9 @@ class Ledger:
         # 4711, or one error would become as many as there are accounts.
         self.statics: list[str] = []
         self.files: list[str] = []
+        # Texts that stay because they are of their field's form. No detector looks at them; the
+        # request's own values may not stand in them all the same.
+        self.formed: list[str] = []
         self.remarks: list[Remark] = []
         self.identifiers: list[tuple[str, str | int]] = []
         self.known: list[tuple[str, str]] = []
@@ -302,6 +326,7 @@ class Ledger:
             self.known.extend((kind, part.strip()) for part in text.split(",") if part.strip())
         elif kind == "secret" and " " in text:
             self.known.append((kind, text.rpartition(" ")[2]))
+            self.known.extend(named_by(text))
         else:
             self.known.append((kind, text))
         self.remarks.append(remark)
@@ -367,6 +392,8 @@ class Ledger:
         """Reduce a URL to its template; what is left is still scanned as text."""
         reduced = reduce_url(value)
         if reduced != value:
+            if "@" in value and (login := _LOGIN.match(value)):
+                self.known.extend(_credentials(login[1], login[2] or ""))
             self.remarks.append(Remark(whole(path, name), "reduce_url", "reduce"))
         if not reduced:
             return None
@@ -473,6 +500,34 @@ class Ledger:
         return shapes
 
 
+_LOGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,31}://([^/?#@:\s]{1,200})(?::([^/?#@\s]{0,200}))?@")
+_DIGEST = re.compile(r"""(?i)\busername=(?:"([^"]{1,200})"|([^\s",]{1,200}))""")
+
+
+def named_by(authorization: str) -> list[tuple[str, str]]:
+    """Give who logs in by an ``Authorization`` header, and with what.
+
+    Source:
+        RFC 7617, 2: Base64 of name and password; RFC 7616, 3.4: ``username``.
+    """
+    scheme, _, rest = authorization.partition(" ")
+    if scheme.lower() == "digest" and (found := _DIGEST.search(rest)):
+        return _credentials(found[1] or found[2], "")
+    if scheme.lower() != "basic":
+        return []
+    try:
+        name, colon, password = b64decode(rest).decode("utf-8", "replace").partition(":")
+    except ValueError:
+        return []
+    return _credentials(name, password) if colon else []
+
+
+def _credentials(name: str, password: str) -> list[tuple[str, str]]:
+    """Give the known values of a login; a service's name is none: `git` stands in many texts."""
+    pairs = (("username", unquote(name)), ("secret", unquote(password)))
+    return [(kind, text) for kind, text in pairs if text.lower().encode() not in NO_PERSON | {b""}]
+
+
 def beside(name: str, value: str) -> str:
     """Write a value as a detector of cues reads it: ``username=jdoe``."""
     return f"{name}={value}"
@@ -532,6 +587,7 @@ def scrub(
     *,
     known: Sequence[tuple[str, str]] = (),
     client_address: str | None = None,
+    event_id: str = "",
 ) -> Outcome:
     """Scrub one event: the only way to make a `Scrubbed`.
 
@@ -540,6 +596,8 @@ def scrub(
         rules: Compiled from the record that describes it.
         known: (kind, value) pairs that the request is known to hold and that may appear nowhere.
         client_address: Who connected, for events that ask to have it filled in.
+        event_id: The id that stands beside the event, 32 hex digits, if one does; it goes before
+            the event's own, and neither may hold a known value.
 
     Returns:
         The event in its closed schema, with what was done to it.
@@ -551,6 +609,8 @@ def scrub(
     ledger = Ledger(rules.treatments, client_address)
     ledger.known.extend(known)
     contract = rules.rewrite(rules.decode(raw, ledger), (), ledger)
+    if event_id:
+        ledger.event_id = event_id
     _redact(contract, rules, ledger)
     return _outcome(contract, rules, ledger)
 
@@ -582,11 +642,13 @@ def _redact(contract: Any, rules: Rules, ledger: Ledger) -> None:
     """Scan all free text in one pass; only where something may be, go text by text."""
     treatments = rules.treatments
     detectors = treatments.detectors
-    known = KnownValues(ledger.known) if ledger.known and ledger.texts else None
-    texts, known = _suspects(ledger.texts, detectors, known)
+    joined = SEPARATOR.join(ledger.texts)
+    known = _known(joined, contract, rules, ledger) if ledger.known else None
+    texts, known = _suspects(ledger.texts, joined, detectors, known)
     statics: Collection[str] = ()
     if ledger.statics:
-        statics, _ = _suspects(ledger.statics, detectors, None)
+        joined = SEPARATOR.join(ledger.statics)
+        statics, _ = _suspects(ledger.statics, joined, detectors, None)
         treatments.quiet.learn(ledger.statics, ledger.files, statics)
     if not texts and not statics:
         return
@@ -635,6 +697,33 @@ def _redact(contract: Any, rules: Rules, ledger: Ledger) -> None:
         ledger.remarks.extend(remarks)
 
 
+def _known(joined: str, contract: Any, rules: Rules, ledger: Ledger) -> KnownValues | None:
+    """Give the values to look for in texts; None if they stand in none, as in most events.
+
+    Fields whose text, though of its form, holds one of them are taken out.
+    """
+    known = KnownValues(ledger.known)
+    formed = ledger.event_id
+    if ledger.formed:
+        formed = SEPARATOR.join((*ledger.formed, formed))
+    # One search of all there is costs less than one of each sort.
+    if (
+        PADDING not in formed
+        and joined.isascii()
+        and not known.may_stand_in(joined + SEPARATOR + formed)
+    ):
+        return None
+    if PADDING in formed or known.may_stand_in(formed):
+        held = known.in_forms({*ledger.formed, ledger.event_id})
+        for owner, name, _, path, tail, _ in rules.forms(contract, held) if held else ():
+            setattr(owner, name, None)
+            where = (*whole(path, tail[0]), *tail[1:])
+            ledger.remarks.append(Remark(where, "known_value", "remove"))
+        if ledger.event_id in held:
+            ledger.event_id = ""
+    return known
+
+
 def _given_away(
     name: str, value: str, detectors: Detectors, numbering: Numbering
 ) -> tuple[str, str] | None:
@@ -656,7 +745,7 @@ def _given_away(
 
 
 def _suspects(
-    texts: list[str], detectors: Detectors, known: KnownValues | None
+    texts: list[str], joined: str, detectors: Detectors, known: KnownValues | None
 ) -> tuple[Collection[str], KnownValues | None]:
     """Give the texts that may hold something, and those known values that may stand in them.
 
@@ -664,7 +753,6 @@ def _suspects(
     """
     if not texts:
         return (), None
-    joined = SEPARATOR.join(texts)
     # A text that holds the separator itself could hide where it ends: look at each.
     if joined.count(SEPARATOR) != len(texts) - 1:
         return set(texts), known

@@ -11,13 +11,13 @@ import json
 import re
 from binascii import b2a_base64
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 from urllib.parse import quote, quote_plus
 
 from scrubbers.detectors import searchable
 
-__all__ = ["KINDS", "KnownValues"]
+__all__ = ["KINDS", "PADDING", "KnownValues"]
 
 KINDS = {
     "account": "account", "organization": "organization", "email": "email", "name": "name",
@@ -39,9 +39,23 @@ _MAX_VALUE = 512
 _MAX_VALUES = 512
 _MAX_OTHERS = 48
 _MANY = frozenset(("ip", "id"))
+# A part of a name that is no longer is a word of programs too often: 'wood', 'page', 'long'.
+_MIN_LOWER_PART = 5
+_QUOTES = frozenset((b"'", b'"', b"%"))
+_VALUE_ENDS = _QUOTES | {b"", b"&", b";", b",", b" ", b")"}
 _MAX_LINE_DIGITS = 6
 _MAX_OCCURRENCES = 300
 _MAX_HITS = 4_096
+_UUID = re.compile(r"(?i)[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32}")
+_UUID_LENGTHS = (32, 36)
+# Of random hexadecimal digits one in 10^8 ids holds eight given ones.
+_MIN_IN_HEX = 8
+PADDING = "000"
+"""Zeros before a number that fills an id: with them `in_forms` may find what is said not to be."""
+_MAX_NUMBER_DIGITS = 38  # 128 bits
+_HEXADECIMAL = re.compile(r"(?i)(?:0x)?[0-9a-f]+(?:-[0-9a-f]+)*")
+_VERSION_BEFORE = re.compile(rb"[0-9]\.?\Z")
+_VERSION_BEHIND = re.compile(rb"\.?[0-9]")
 # A shorter text is no address (1.1.1.1, ::1:2:3); headers of addresses can hold any number of them.
 _MIN_ADDRESS = 7
 # Text behind a value that was cut: it goes with it.
@@ -75,7 +89,8 @@ class _Needle(NamedTuple):
     text: bytes
     kind: str
     # plain: bounded by other characters; short: needs an id context; exact: as it stands;
-    # base64: takes the run around it along; cut: takes along what follows without a space.
+    # base64: takes the run around it along; cut: takes along what follows without a space;
+    # told: needs quotes or an assignment around it, or an id context.
     mode: str
 
 
@@ -189,7 +204,10 @@ class KnownValues:
             form = value
             # No encoding changes letters and digits. Most ids are one run of them.
             if value.isascii() and value.isalnum() and kind != "name":
-                if (not value.isdigit() or value in digits) and value.lower() in folded:
+                core = value.lower()
+                if len(value) in _UUID_LENGTHS and _UUID.fullmatch(value):
+                    core = core[:8]  # with hyphens and without them
+                if (not core.isdigit() or core in digits) and core in folded:
                     return True
             else:
                 form = _form(value)
@@ -243,6 +261,49 @@ class KnownValues:
             found.add(bisect_right(ends, start))
         return found
 
+    def may_stand_in(self, text: str) -> bool:
+        """Tell quickly whether any of the values can be in an ASCII text; most hold none."""
+        return self._may_stand_in(text.lower(), text, text.encode())
+
+    def in_forms(self, texts: Collection[str]) -> set[str]:
+        """Tell which of some technical texts hold a value, though they are of their field's form.
+
+        Stricter than a search of free text where chance would else decide: of a hexadecimal id at
+        least eight digits must be a value's, or all that are not leading zeros, as text or as
+        number; and what is part of a longer version is no value: 2026.11.1 is not account 2026.
+
+        Args:
+            texts: Releases, operations, ids and the like; all ASCII.
+        """
+        whole: set[str] = set()
+        parts: list[str] = []
+        for _, value in self._pairs:
+            plain = value.replace("-", "").lower()
+            if len(value) < _MIN_ANYWHERE:
+                continue
+            code = value.encode().hex()
+            whole.add(code)
+            if len(value) >= _MIN_ENCODED:
+                parts.append(code)
+            if _HEXADECIMAL.fullmatch(plain):
+                whole.add(plain.lstrip("0"))
+                if len(plain) >= _MIN_IN_HEX:
+                    parts.append(plain)
+                if plain.isdigit() and len(plain) <= _MAX_NUMBER_DIGITS:
+                    whole.add(f"{int(plain):x}")
+        return {text for text in texts if self._in_form(text, whole, parts)}
+
+    def _in_form(self, text: str, whole: Collection[str], parts: Iterable[str]) -> bool:
+        if _HEXADECIMAL.fullmatch(text):
+            plain = text.lower().removeprefix("0x").replace("-", "")
+            return plain.lstrip("0") in whole or any(part in plain for part in parts)
+        data = text.encode()
+        return any(
+            data[start:end].strip(b"0123456789.")
+            or not (_VERSION_BEFORE.search(data[:start]) or _VERSION_BEHIND.match(data[end:]))
+            for start, end, _ in self.spans(data)
+        )
+
     def spans(
         self, data: bytes, opaque: Sequence[tuple[int, int]] = ()
     ) -> list[tuple[int, int, str]]:
@@ -294,6 +355,8 @@ class KnownValues:
         for n, (kind, value) in enumerate(self._pairs):
             raw = value.encode()
             plain = [value.lower()] if raw.isalnum() and kind != "name" else _cores(kind, value)
+            if len(value) in _UUID_LENGTHS and _UUID.fullmatch(value):
+                plain = [value[:8].lower()]  # with its hyphens and without them
             in_folded += [(core, n) for core in plain]
             if len(value) >= _MIN_ANYWHERE and len(raw) >= _MIN_ENCODED:
                 for core, folds in _coded_cores(raw):
@@ -316,6 +379,9 @@ class KnownValues:
             if kind == "name":
                 for part in re.findall(r"[^\W\d_]{4,}", value):
                     exact.setdefault(part.encode(), _Needle(part.encode(), kind, "plain"))
+                    if len(part) >= _MIN_LOWER_PART:
+                        lower = part.lower().encode()
+                        folded.setdefault(lower, _Needle(lower, kind, "told"))
             if len(raw) >= _MIN_ENCODED:
                 folded.setdefault(raw.hex().encode(), _Needle(raw.hex().encode(), kind, "exact"))
                 for text in _base64_cores(raw):
@@ -333,6 +399,8 @@ def _hints(kind: str, form: str, digits: str) -> list[str]:
     """As `_cores`, without those that cannot stand in a text with these digits."""
     if not form:
         return []
+    if len(form) in _UUID_LENGTHS and _UUID.fullmatch(form):
+        return [form[:8].lower()]
     if kind == "ip" and form.count(".") == 3:  # noqa: PLR2004 - dotted quad
         parts = form.split(".")
         run, turned = "".join(parts), "".join(reversed(parts))
@@ -391,6 +459,10 @@ _RUN = re.compile(r"[A-Za-z0-9._-]+")
 def _spellings(kind: str, value: str) -> Iterator[str]:
     """Yield a value as people and software write it, all in lower case but for other scripts."""
     yield value
+    if len(value) in _UUID_LENGTHS and _UUID.fullmatch(value):
+        plain = value.replace("-", "")
+        yield plain
+        yield "-".join((plain[:8], plain[8:12], plain[12:16], plain[16:20], plain[20:]))
     if not value.isascii():  # bytes fold ASCII only
         yield from (value.lower(), value.upper(), value.title())
     if kind == "name" and " " in value:
@@ -447,6 +519,7 @@ def _occurrences(needle: _Needle, haystack: bytes, data: bytes) -> Iterator[tupl
         elif mode == "exact" or (
             _stands_alone(data, start, end, text)
             and (mode != "short" or _ID_CONTEXT.search(data[max(0, start - 48) : start]))
+            and (mode != "told" or _is_told(data, start, end))
         ):
             yield start, end, kind
         start = haystack.find(text, max(end, start + 1))
@@ -480,6 +553,14 @@ def _stands_alone(data: bytes, start: int, end: int, text: bytes) -> bool:
         (_is_letter(before) and _is_letter(text[:1]))
         or (_is_letter(after) and _is_letter(text[-1:]))
     )
+
+
+def _is_told(data: bytes, start: int, end: int) -> bool:
+    """Tell whether a word stands where a value does: ``'word'``, ``'%word%'``, ``=word``."""
+    before, after = data[start - 1 : start], data[end : end + 1]
+    if after in _VALUE_ENDS and (before == b"=" or (before in _QUOTES and after in _QUOTES)):
+        return bool(before)
+    return bool(_ID_CONTEXT.search(data[max(0, start - 48) : start]))
 
 
 def _is_letter(character: bytes) -> bool:

@@ -27,7 +27,7 @@ from stdnum.fr import nir
 from stdnum.it import codicefiscale
 from stdnum.us import ssn
 
-__all__ = ["VALIDATORS", "Span", "Validator"]
+__all__ = ["NO_PERSON", "VALIDATORS", "Span", "Validator"]
 
 Span = tuple[int, int]
 Validator = Callable[[bytes, int, int], Span | None]
@@ -74,14 +74,15 @@ _NO_VALUE = frozenset(
 # How a sentence goes on after "password:".
 _PROSE = _NO_VALUE | frozenset(
     b"missing invalid incorrect wrong expired unknown optional text object array number hash"
-    b" hashed encrypted default set unset not is was must should has have cannot can may will the"
-    b" a an and or for of in to does did are be too error failed failure mismatch changed reset"
-    b" length field value parameter".split()
+    b" hashed encrypted default set unset valid disabled enabled active inactive revoked malformed"
+    b" saml2 oauth oauth2 openid oidc accepted declined not is was must should has have cannot can"
+    b" may will the a an and or for of in to does did are be too error failed failure mismatch"
+    b" changed reset length field value parameter".split()
 )
 # Behind "BIC"; libphonenumber knows which countries there are.
 _COUNTRIES = frozenset(phonenumbers.SUPPORTED_REGIONS)
 # Accounts that belong to software, not to a person, and words that stand where a name would.
-_NO_PERSON = frozenset(
+NO_PERSON = frozenset(
     b"root admin administrator system nobody guest test tester user users daemon www-data www nginx"
     b" apache httpd postgres postgresql mysql mariadb redis mongodb oracle sa dba git svn jenkins"
     b" ci build deploy deployer runner backup operator ftp anonymous mail postfix dovecot news uucp"
@@ -109,8 +110,9 @@ _WEAK_CUE_BEFORE = re.compile(rb"(?i)\b(?:document|dl|sin|pass|dea|npi|mbi|cnp|t
 _CALL_BEFORE = re.compile(rb"(?i)\b(?:call|dial|dialing|sms|cell|mobile?)\s{1,2}\Z")
 _DIRECTORY_BEFORE = re.compile(rb"(?i)\b(?:old)?pwd=\Z")
 _VERSION_BEFORE = re.compile(
-    rb"(?i)(?:\bv|\bver(?:sion)?|\brelease|\bbuild|\brev(?:ision)?|\boid|\bassembly|\bfirmware)"
-    rb"[\s\"'.=:/#-]{0,4}\Z"
+    rb"(?i)(?:(?:\bv|\bver(?:sion)?|\brelease|\bbuild|\brev(?:ision)?|\boid|\bassembly|\bfirmware)"
+    rb"[\s\"'.=:/#-]{0,4}"
+    rb"|\b(?:up|down)grad(?:ed?|ing)\b[^\r\n]{0,32}\s(?:from|to)\s)\Z"
 )
 _BETWEEN_VERSION = b" \t\n\r\f\v\"'.=:/#-"
 _VERSION_ENDS = frozenset(bytes((byte,)) for byte in b"vrnedyVRNEDY")
@@ -655,7 +657,9 @@ def person_name(data: bytes, start: int, end: int) -> Span | None:
     if found is None:
         return None
     value = data[found[0] : found[1]].lower()
-    return None if value in _NO_PERSON or value.startswith((b"$", b"?", b"%s")) else found
+    return (
+        None if value in NO_PERSON or value.startswith((b"$", b"?", b"%s", b"{", b"[")) else found
+    )
 
 
 def user_name(data: bytes, start: int, end: int) -> Span | None:

@@ -1,13 +1,15 @@
 """A record's annotations → Python source of its treatments. Text in, text out; runs nothing.
 
-Three functions for each place at which a record stands, as straight lines of code, the way
+Four functions for each place at which a record stands, as straight lines of code, the way
 ``dataclasses`` generates ``__init__`` (docs/decisions/0002-generated-treatments.md):
 
 - ``rewrite_PLACE(i, p, c)``: input → contract. `i` is the decoded input, `p` its path, `c` the
   `scrubbers.engine.Ledger`;
 - ``recheck_PLACE(o, p, c)``: the contract again, in place, by the policy of today;
 - ``slots_PLACE(o, p, t, s, f)``: adds to `f` the place of every free text that is in `t`, and of
-  every text of the program that is in `s`.
+  every text of the program that is in `s`;
+- ``forms_PLACE(o, p, t, f)``: adds to `f` the place of every text that is kept for its form and in
+  `t`.
 
 A record that stands in a list has one place for all its paths, and `p` is given as a pair
 (`scrubbers.engine.Path`). Any other stands at one path, which is written into the code, and with it
@@ -35,6 +37,7 @@ def source_of(record: Record) -> str:
         _emit_rewrite(place, out)
         _emit_recheck(place, out)
         _emit_slots(place, out)
+        _emit_forms(place, out)
     return "\n".join((*out.constants, *out.lines))
 
 
@@ -161,6 +164,14 @@ def _is_program(entry: Field) -> bool:
     return bool(entry.static or entry.keep_path or entry.treatment == "shape")
 
 
+def _is_compared(entry: Field) -> bool:
+    """Tell whether a field's form leaves room for a value of the request."""
+    return entry.shape == "string" and bool(entry.form) and entry.form not in _CLOSED_FORMS
+
+
+_CLOSED_FORMS = frozenset(("level", "declared"))
+
+
 def _emit_text(entry: Field, value: str, out: _Source) -> None:
     """Have a text, or all texts of a list or map, searched."""
     many = entry.shape in ("list", "map")
@@ -169,11 +180,13 @@ def _emit_text(entry: Field, value: str, out: _Source) -> None:
         into = f"c.statics.{'extend' if many else 'append'}({value})"
         out(1, f"if {value} and not {quiet}: {into}")
         return
-    safe = f" and not {entry.form}({value})" if entry.form and not many else ""
-    out(1, f"if {value}{safe}: c.texts.{'extend' if many else 'append'}({value})")
+    if entry.form and not many:
+        out(1, f"if {value}: (c.formed if {entry.form}({value}) else c.texts).append({value})")
+        return
+    out(1, f"if {value}: c.texts.{'extend' if many else 'append'}({value})")
 
 
-def _emit_leaf(  # noqa: C901 - one case a treatment
+def _emit_leaf(  # noqa: C901, PLR0912 - one case a treatment
     entry: Field, value: str, out: _Source, *, again: bool = False
 ) -> None:
     """One field that is no record.
@@ -214,7 +227,10 @@ def _emit_leaf(  # noqa: C901 - one case a treatment
         out(1, f"{given}: {value} = c.member(VALUES[{entry.name!r}], {value}, {call})")
     elif entry.shape == "string":
         seen = f"seen_{entry.form}.get({value}) or " if entry.form in MEMOS else ""
-        out(1, f"{given}: {value} = {seen}c.formatted({entry.form!r}, {value}, {call})")
+        out(1, f"{given}:")
+        out(2, f"{value} = {seen}c.formatted({entry.form!r}, {value}, {call})")
+        if _is_compared(entry):
+            out(2, f"if {value} not in PUBLIC_WORDS: c.formed.append({value})")
     elif loose and entry.shape == "long":
         low, high = entry.minimum, entry.maximum
         out(1, f"{given} and not (type({value}) is int and {low} <= {value} <= {high}):")
@@ -303,3 +319,23 @@ def _emit_slots(place: _Place, out: _Source) -> None:
             safe = f" and not {entry.form}({value})" if entry.form else ""
             place_of = f"(o, {entry.name!r}, {value}, p, ({wire!r},), {static})"
             out(1, f"if {value} in {asked}{safe}: f.append({place_of})")
+
+
+def _emit_forms(place: _Place, out: _Source) -> None:
+    """Contract → the places of texts that are kept for their form; run on few events."""
+    out(0, f"def forms_{place.name}(o, p, t, f):")
+    out(1, "pass")
+    for entry in filter(leaves, place.record.fields):
+        value, wire = f"o.{entry.name}", entry.wire
+        if entry.record is not None:
+            how = f"forms_{place.below(entry).name}"
+            if entry.shape == "record":
+                below = place.path_of(entry)
+                out(1, f"if {value} is not None: {how}({value}, {below}, t, f)")
+            else:
+                out(1, f"b = {place.whole_path_of(entry)}")
+                out(1, f"for n, e in enumerate({value} or ()): {how}(e, (b, n), t, f)")
+        elif _is_compared(entry):
+            out(
+                1, f"if {value} in t: f.append((o, {entry.name!r}, {value}, p, ({wire!r},), False))"
+            )

@@ -110,7 +110,11 @@ class Edge:
         rules = self._schemas.rules_for(item.kind, item.raw)
         try:
             outcome = scrub(
-                item.raw, rules, known=connection.known, client_address=connection.address
+                item.raw,
+                rules,
+                known=connection.known,
+                client_address=connection.address,
+                event_id=item.event_id,
             )
         except OverflowError:
             raise ScrubError("too_many_identifiers") from None

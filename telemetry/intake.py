@@ -155,7 +155,7 @@ class Intake:
         until = retain_until(occurred_at, self._policy.retention[purpose.retention])
         if until <= received_at:
             return "expired"
-        event_id = item.event_id or outcome.event_id or uuid7_hex()
+        event_id = outcome.event_id or uuid7_hex()
         identifiers, remarks = self._identifiers(outcome)
         capsule = b""
         if identifiers:

@@ -19,7 +19,18 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from scrubbers.detectors import Detectors, finder
-from scrubbers.engine import FORMATS, KEY, MEMOS, Ledger, Path, Slot, Treatments, beside, whole
+from scrubbers.engine import (
+    FORMATS,
+    KEY,
+    MEMOS,
+    PUBLIC_WORDS,
+    Ledger,
+    Path,
+    Slot,
+    Treatments,
+    beside,
+    whole,
+)
 from scrubbers.model import Remark
 from telemetry.codegen import leaves, source_of
 from telemetry.errors import DecodeError, SchemaError
@@ -182,6 +193,7 @@ class CompiledRules:
         namespace: dict[str, Any] = {
             "RAW": _RAW,
             "KEY": KEY,
+            "PUBLIC_WORDS": PUBLIC_WORDS,
             "QUIET": treatments.quiet.texts,
             "QUIET_FILES": treatments.quiet.files,
             "Remark": Remark,
@@ -204,6 +216,7 @@ class CompiledRules:
         self.rewrite: Callable[[Any, Path, Ledger], Any] = namespace["rewrite_root"]
         self.recheck: Callable[[Any, Path, Ledger], None] = namespace["recheck_root"]
         self._slots: Callable[..., None] = namespace["slots_root"]
+        self._forms: Callable[..., None] = namespace["forms_root"]
         self.encode: Callable[[Any], bytes] = msgspec.json.Encoder().encode
         self._decode: Callable[[bytes], Any] = msgspec.json.Decoder(inputs[record.name]).decode
         self._reread: Callable[[bytes], Any] = msgspec.json.Decoder(contracts[record.name]).decode
@@ -212,6 +225,12 @@ class CompiledRules:
         """Where some of the contract's free texts stand, in the order of its fields."""
         found: list[Slot] = []
         self._slots(contract, (), texts, statics, found)
+        return found
+
+    def forms(self, contract: Any, texts: Collection[str]) -> list[Slot]:
+        """Where some of the texts stand that the contract keeps for their form."""
+        found: list[Slot] = []
+        self._forms(contract, (), texts, found)
         return found
 
     def decode(self, raw: bytes, ledger: Ledger) -> Any:

@@ -62,7 +62,7 @@ STAYS: Final[dict[tuple[str, bool], frozenset[str]]] = {
     ("closed", False): frozenset(),
     ("closed", True): frozenset(),
     ("form", False): LIKE_A_NAME,
-    ("form", True): LIKE_A_NAME,
+    ("form", True): LIKE_A_NAME - CODED,
     ("text", False): _TEXT | CODED,
     ("text", True): _TEXT,
     ("program", False): _TEXT | CODED,
