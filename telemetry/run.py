@@ -9,10 +9,14 @@ nothing else: a gateway public keys, a forwarder its recipient's credentials and
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import gc
+import hashlib
 import importlib
 import importlib.metadata
 import inspect
 import os
+import platform
 import resource
 import socket
 import time
@@ -39,6 +43,7 @@ from urllib.parse import urlsplit
 import msgspec
 import structlog
 
+from scrubbers.detectors import Detectors
 from scrubbers.model import RuleError
 from scrubbers.user_agent import reduce_user_agent
 from telemetry import logs
@@ -93,6 +98,7 @@ __all__ = [
     "Runner",
     "Storage",
     "check_host",
+    "check_speed",
     "keeps",
     "networks_of",
     "open_broker",
@@ -114,6 +120,7 @@ _KEY_ACTIONS: Final = {
     "destroyed": "key.destroy",
 }
 SPOOL_FILE: Final = "spool.sqlite3"
+_SPEED_FILE: Final = "detectors.fast"
 _LOOK_S: Final = 1.0
 _SHORT_FROM: Final = 7 / 8
 _SHORT_DISK_BYTES: Final = 64 * 1024 * 1024
@@ -435,6 +442,7 @@ class Runner:
                 self.forwarders[name].paused = True
                 self._say(f"{name}: paused, as ordered before. To go on: telemetry resume {name}")
         await self._listen()
+        _tidy()
 
     def _open_log(self) -> Broker:
         broker = open_broker(self.settings)
@@ -453,10 +461,11 @@ class Runner:
         part, state = self.part, self.settings.state_dir
         detectors = policy.detectors
         try:
-            detectors.check_speed(time.thread_time)
+            check_speed(detectors, state / _SPEED_FILE)
         except RuleError as error:
             raise PolicyError(str(error), path=policy.folder / "detectors.toml") from None
-        reduce_user_agent("")  # loads its table now, not while the first client waits
+        if part.gateway:
+            reduce_user_agent("")  # loads its table now, not while the first client waits
         schemas = Schemas(policy, detectors)
         dead_sealer = load_dead_letter_sealer(state / "keys" / "public.json")
         if part.gateway:
@@ -889,6 +898,43 @@ class Runner:
         entries, pending = await self.storage.call(snapshot)
         names = tuple(n for n, recipient in self.policy.recipients.items() if recipient.sink)
         return Books(entries, pending, names, shelved=isinstance(broker, Shelf))
+
+
+def check_speed(detectors: Detectors, memo: Path) -> None:
+    """Refuse a table that would slow every event down; as `Detectors.check_speed`, but once.
+
+    A table that was fast enough under a version of RE2 still is at the next start, which need not
+    spend a third of a second on it. What decides it stands in the memo as one digest: whoever
+    changes the table, RE2 or the memo has it measured again. Whether a table finds what it must is
+    checked at each start, whatever the memo says.
+
+    Args:
+        detectors: The table.
+        memo: Where the digest is kept. A memo that cannot be read or written costs time only.
+
+    Raises:
+        RuleError: The table is too slow.
+    """
+    what = [row.detector.anchor for row in detectors.rows]
+    what += [importlib.metadata.version("google-re2"), platform.machine(), _VERSION]
+    digest = hashlib.sha256(msgspec.json.encode(what)).hexdigest()
+    with suppress(OSError, UnicodeDecodeError):
+        if memo.read_text("ascii").strip() == digest:
+            return
+    detectors.check_speed(time.thread_time)
+    with suppress(OSError):
+        memo.write_text(f"{digest}\n", "ascii")
+
+
+def _tidy() -> None:
+    """Give back what only the start needed.
+
+    What is loaded by now stays until the end: the collector need not look at it again and again.
+    """
+    gc.collect()
+    gc.freeze()
+    with suppress(OSError, AttributeError):  # another C library keeps its own house
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def keeps(policy: Policy) -> dict[str, Period]:
