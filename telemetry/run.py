@@ -19,6 +19,7 @@ import os
 import platform
 import resource
 import socket
+import sys
 import time
 from collections import Counter
 from collections.abc import (
@@ -121,6 +122,9 @@ _KEY_ACTIONS: Final = {
 }
 SPOOL_FILE: Final = "spool.sqlite3"
 _SPEED_FILE: Final = "detectors.fast"
+_SWITCH_S: Final = 0.0005
+"""How long a thread may keep the interpreter while others wait. With Python's 5 ms, an answer to a
+client waits that long for the thread that scrubs, as often as it waits for disk or network."""
 _LOOK_S: Final = 1.0
 _SHORT_FROM: Final = 7 / 8
 _SHORT_DISK_BYTES: Final = 64 * 1024 * 1024
@@ -375,6 +379,7 @@ class Runner:
                 "a role by itself needs a log that others reach too.",
                 remedy='Set broker.kind to "kafka"; or start all roles in one: telemetry run',
             )
+        sys.setswitchinterval(_SWITCH_S)
         os.umask(0o077)
         # A core dump holds keys, and events that nobody has scrubbed yet.
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))

@@ -143,7 +143,7 @@ def _prepare() -> None:
     import telemetry.cli.operate
     import telemetry.run
     import telemetry.sinks.heap
-    import telemetry.sinks.sentry  # noqa: F401
+    import telemetry.sinks.sentry
     from scrubbers.user_agent import reduce_user_agent
     from telemetry.policy import load_policy, policy_dir
     from telemetry.rules import Schemas

@@ -1,0 +1,80 @@
+"""What a start spends only once: measuring the speed of the detectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from scrubbers import RuleError
+from scrubbers.detectors import Detectors
+from scrubbers.shipped import detector_table
+from telemetry import run
+
+TABLE = detector_table()
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[Detectors]:
+    """Give the tables that were measured, without spending the time on it."""
+    measured: list[Detectors] = []
+    monkeypatch.setattr(Detectors, "check_speed", lambda table, _clock: measured.append(table))
+    return measured
+
+
+def changed() -> Detectors:
+    rows = {**TABLE["detector"]}
+    name = next(iter(rows))
+    rows["again"] = {**rows[name], "anchor": f"(?:{rows[name]['anchor']})"}
+    return Detectors.compile({**TABLE, "detector": rows})
+
+
+def test_a_table_is_measured_once_and_again_when_it_changes(
+    tmp_path: Path, seen: list[Detectors]
+) -> None:
+    memo, table, other = tmp_path / "memo", Detectors.compile(TABLE), changed()
+    run.check_speed(table, memo)
+    run.check_speed(Detectors.compile(TABLE), memo)
+    assert seen == [table]
+    run.check_speed(other, memo)
+    assert seen == [table, other]
+
+
+def test_another_version_of_re2_is_measured_again(
+    tmp_path: Path, seen: list[Detectors], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memo, table = tmp_path / "memo", Detectors.compile(TABLE)
+    run.check_speed(table, memo)
+    monkeypatch.setattr("importlib.metadata.version", lambda _name: "another")
+    run.check_speed(table, memo)
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"f" * 64, b"\xff\xfe", b"yes\n" * 9])
+def test_a_memo_that_somebody_wrote_to_is_worth_nothing(
+    tmp_path: Path, seen: list[Detectors], content: bytes
+) -> None:
+    memo, table = tmp_path / "memo", Detectors.compile(TABLE)
+    memo.write_bytes(content)
+    run.check_speed(table, memo)
+    assert seen == [table]
+
+
+def test_what_is_too_slow_leaves_no_memo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(_table: Detectors, _clock: Callable[[], float]) -> None:
+        raise RuleError("too slow")
+
+    monkeypatch.setattr(Detectors, "check_speed", slow)
+    memo, table = tmp_path / "memo", Detectors.compile(TABLE)
+    for _ in range(2):
+        with pytest.raises(RuleError, match="too slow"):
+            run.check_speed(table, memo)
+    assert not memo.exists()
+
+
+def test_where_nothing_can_be_written_the_start_goes_on(
+    tmp_path: Path, seen: list[Detectors]
+) -> None:
+    run.check_speed(Detectors.compile(TABLE), tmp_path / "none" / "memo")
+    assert len(seen) == 1
