@@ -76,6 +76,7 @@ class Running:
             **more,
         }
         self.process: subprocess.Popen[bytes] | None = None
+        self.unanswered = ""
         self._client: HTTPConnection | None = None
 
     def start(self) -> Self:
@@ -125,8 +126,9 @@ class Running:
             client.request("POST", path, body, headers)
             answer = client.getresponse()
             text = answer.read()
-        except (OSError, HTTPException):
+        except (OSError, HTTPException) as error:
             self._client = None
+            self.unanswered = f"{error!r}, process: {self.process and self.process.poll()}"
             return None
         assert answer.status == 200, text
         return json.loads(text)

@@ -106,7 +106,7 @@ def test_a_recipient_that_never_answers_delays_no_other(
     with Running(tmp_path, heap, sentry) as pipeline:
         begun = time.monotonic()
         for number in range(100):
-            assert pipeline.events([analytics(number), failure(number)])
+            assert pipeline.events([analytics(number), failure(number)]), pipeline.unanswered
         assert sentry.wait(lambda there: len(there.events) == 100, 5.0)
         assert time.monotonic() - begun < 8
         until(lambda: pipeline.books()["delivered"]["sentry"] == 100, 5.0, "entered")

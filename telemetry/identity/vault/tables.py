@@ -9,16 +9,15 @@ position in the tombstone journal.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sql
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.pool import StaticPool
+from sqlalchemy.pool import QueuePool
 
 from telemetry.errors import ConfigError, VaultError
 from telemetry.identity import guarded
@@ -40,6 +39,7 @@ __all__ = [
 
 SCHEMA: Final = 2
 _CHUNK: Final = 500
+_TURN_S: Final = 30.0
 # One number for all vaults: who changes the schema of one waits for who changes another's.
 _ADVISORY: Final = 0x6D696C63
 
@@ -109,7 +109,12 @@ def open_engine(url: str, *, write_ahead: bool = True, durable: bool = True) -> 
         engine = sql.create_engine(
             parsed,
             hide_parameters=True,
-            poolclass=StaticPool,
+            # One connection, and one thread at a time that has it, for whatever purpose: SQLite
+            # writes one at a time anyway, and two threads on one connection crash the process.
+            poolclass=QueuePool,
+            pool_size=1,
+            max_overflow=0,
+            pool_timeout=_TURN_S,
             connect_args={"check_same_thread": False},
         )
     except (sql.exc.SQLAlchemyError, ImportError, OSError):
@@ -133,8 +138,6 @@ def open_engine(url: str, *, write_ahead: bool = True, durable: bool = True) -> 
 
     sql.event.listen(engine, "connect", prepare)
     sql.event.listen(engine, "begin", _begin)
-    # All threads share one connection; to close it under one that uses it crashes the process.
-    engine.update_execution_options(milchglas_turn=threading.RLock())
     return engine
 
 
@@ -151,17 +154,16 @@ def transaction(engine: sql.Engine, *, writes: bool = False) -> Iterator[sql.Con
         VaultError: The database failed. Nothing of the transaction is kept, or all of it is and
             only the answer was lost.
     """
-    with engine.get_execution_options().get("milchglas_turn") or nullcontext():
-        try:
-            with engine.connect() as connection:
-                connection.execution_options(milchglas_writes=writes)
-                with connection.begin():
-                    yield connection
-        except sql.exc.SQLAlchemyError:
-            # After a failed fsync SQLite's next answer is not to be trusted: open it again.
-            with suppress(sql.exc.SQLAlchemyError):
-                engine.dispose()
-            raise VaultError("The vault cannot be asked.") from None
+    try:
+        with engine.connect() as connection:
+            connection.execution_options(milchglas_writes=writes)
+            with connection.begin():
+                yield connection
+    except sql.exc.SQLAlchemyError:
+        # After a failed fsync SQLite's next answer is not to be trusted: open it again.
+        with suppress(sql.exc.SQLAlchemyError):
+            engine.dispose()
+        raise VaultError("The vault cannot be asked.") from None
 
 
 def insert(connection: sql.Connection, table: sql.Table) -> Any:

@@ -125,6 +125,22 @@ def test_threads_with_their_own_connections_agree_on_every_secret(opened: Opened
     assert got[0] == got[1] == got[2]
 
 
+def test_moving_the_log_into_the_file_takes_nothing_from_who_is_writing(opened: Opened) -> None:
+    vault = opened()
+    vault.secrets([A])
+    drained = threading.Thread(target=vault.drain)
+    with vault.transaction(writes=True) as connection:
+        connection.exec_driver_sql("UPDATE subjects SET created_month = '1999-01'")
+        drained.start()
+        drained.join(0.3)  # the connection is taken: it waits its turn
+        assert drained.is_alive()
+    drained.join(10)
+    assert not drained.is_alive()
+    with vault.transaction() as connection:
+        months = connection.exec_driver_sql("SELECT created_month FROM subjects").scalars().all()
+    assert months == ["1999-01"]
+
+
 def test_an_erased_subject_is_refused_for_ever_and_its_secret_is_in_no_file(
     opened: Opened, tmp_path: Path
 ) -> None:
