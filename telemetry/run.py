@@ -104,6 +104,7 @@ __all__ = [
     "networks_of",
     "open_broker",
     "open_custody",
+    "settle",
 ]
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.run")
@@ -379,7 +380,6 @@ class Runner:
                 "a role by itself needs a log that others reach too.",
                 remedy='Set broker.kind to "kafka"; or start all roles in one: telemetry run',
             )
-        sys.setswitchinterval(_SWITCH_S)
         os.umask(0o077)
         # A core dump holds keys, and events that nobody has scrubbed yet.
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
@@ -447,7 +447,6 @@ class Runner:
                 self.forwarders[name].paused = True
                 self._say(f"{name}: paused, as ordered before. To go on: telemetry resume {name}")
         await self._listen()
-        _tidy()
 
     def _open_log(self) -> Broker:
         broker = open_broker(self.settings)
@@ -931,11 +930,13 @@ def check_speed(detectors: Detectors, memo: Path) -> None:
         memo.write_text(f"{digest}\n", "ascii")
 
 
-def _tidy() -> None:
-    """Give back what only the start needed.
+def settle() -> None:
+    """Make this process, which has opened its pipeline, one that only serves from here on.
 
-    What is loaded by now stays until the end: the collector need not look at it again and again.
+    Gives back what only the start needed. What is loaded by now stays until the end, so the
+    collector of garbage need not look at it again and again.
     """
+    sys.setswitchinterval(_SWITCH_S)
     gc.collect()
     gc.freeze()
     with suppress(OSError, AttributeError):  # another C library keeps its own house
