@@ -1,9 +1,10 @@
-"""What a start spends only once: measuring the speed of the detectors."""
+"""What a start does not spend: what it measured before, and kinds that are off."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,9 @@ from scrubbers import RuleError
 from scrubbers.detectors import Detectors
 from scrubbers.shipped import detector_table
 from telemetry import run
+from telemetry.errors import DecodeError
+from telemetry.policy import load_policy
+from telemetry.rules import CompiledRules, Schemas
 
 TABLE = detector_table()
 
@@ -78,3 +82,29 @@ def test_where_nothing_can_be_written_the_start_goes_on(
 ) -> None:
     run.check_speed(Detectors.compile(TABLE), tmp_path / "none" / "memo")
     assert len(seen) == 1
+
+
+def test_kinds_that_are_off_are_compiled_when_somebody_asks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiled: list[str] = []
+    compile_one = CompiledRules.__init__
+
+    def noted(self: CompiledRules, record: Any, treatments: Any) -> None:
+        compiled.append(record.name)
+        compile_one(self, record, treatments)
+
+    monkeypatch.setattr(CompiledRules, "__init__", noted)
+    policy = load_policy()
+    schemas = Schemas(policy, policy.detectors)
+    off = schemas.records.keys() - policy.purpose_of_kind.keys()
+    assert off
+    names = {kind: schemas.records[kind].name for kind in schemas.records}
+    assert set(compiled) == {names[kind] for kind in policy.purpose_of_kind}
+    for kind in off:
+        rules = schemas.rules_for(kind, b"{}")
+        assert schemas.rules_for(kind, b"{}") is rules
+        assert rules.record == schemas.records[kind]
+    assert {rules.record.name for rules in schemas.all_rules} == set(names.values())
+    with pytest.raises(DecodeError, match="unknown_kind"):
+        schemas.rules_for("nothing_like_it", b"{}")
