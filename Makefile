@@ -23,10 +23,10 @@ help:
 	  'make check   lint, types, snippets in the papers, generated files' \
 	  'make bench   speed as ratios taken in one run (build/bench.json); SHORT=1: a quick gate' \
 	  'make score   recall and over-scrubbing of the detectors on our own corpus, against its bars' \
-  'make proof   5,000 changes to the tables, each of which some check must notice; hostile inputs' \
-  'make fuzz    inputs made to break promises; SECONDS=600 for each target, TARGETS="text url"' \
-  'make soak    kill -9 and every other fault at random; MINUTES=30 SEED=n; SHORT=1: 200 kills' \
-  'make setup   prepare .venv only' \
+	  'make proof   5,000 changes to the tables, each of which some check must notice; hostile inputs; a long outage; a join' \
+	  'make fuzz    inputs made to break promises; SECONDS=600 for each target, TARGETS="text url"' \
+	  'make soak    kill -9 and every other fault at random; MINUTES=30 SEED=n; SHORT=1: 200 kills' \
+	  'make setup   prepare .venv only' \
 	  'make lock    resolve requirements.lock again (needs uv)' \
 	  'make dist    sdist and wheel, installed and started outside the checkout'
 
@@ -58,11 +58,13 @@ run: $(READY)
 	@$(BIN)/telemetry demo
 
 test: $(READY)
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --ignore tests/docs --ignore tests/mutation --ignore tests/integration/test_hostile.py
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --durations 15 -m 'not endurance' --ignore tests/docs --ignore tests/mutation --ignore tests/integration/test_hostile.py
 
 # What takes minutes and proves that the tests themselves can be believed.
 proof: $(READY)
 	@$(BIN)/python -m pytest -q -n $(WORKERS) tests/mutation tests/integration/test_hostile.py
+	@$(BIN)/python -m pytest -q -n $(WORKERS) -m endurance tests
+	@TELEMETRY_JOIN_ACCOUNTS=100000 $(BIN)/python -m pytest -q tests/integration/test_separation.py
 
 check: lint types docs generate
 

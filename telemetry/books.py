@@ -19,13 +19,13 @@ outside: they are no outcome.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from telemetry.brokers import DEAD, HELD, SEALED, Entry, clean
 
-__all__ = ["REASONS", "Balance", "Books"]
+__all__ = ["REASONS", "Balance", "Books", "joined"]
 
 _EDGE: Final = "edge"
 _PSEUDONYMIZER: Final = "pseudonymizer"
@@ -223,6 +223,7 @@ class Books:
             "dead_at": self.by_stage("dead"),
             "held": sum(self.reasons("held").values()),
             "replayed": self._of(DEAD, "replayed"),
+            "released": self._of(HELD, "replayed"),
             "waiting": {stream: self.pending.get(stream, 0) for stream in (DEAD, HELD)},
             "pending": {
                 "pseudonymizer": self.pending.get(SEALED, 0),
@@ -230,3 +231,32 @@ class Books:
             },
             "exact": self.exact,
         }
+
+
+def joined(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Make one of the books of several roles on one host (`Books.as_json`); of one, its own.
+
+    What two of them tell of the same is the same count, read at two moments: the larger is the
+    later one.
+    """
+    whole: dict[str, Any] = dict(answers[0])
+    for answer in answers[1:]:
+        whole = _join(whole, answer)
+    if len(answers) > 1:
+        for outcome in ("dropped", "dead"):
+            total: Counter[str] = Counter()
+            for reasons in whole[f"{outcome}_at"].values():
+                total.update(reasons)
+            whole[outcome] = dict(sorted(total.items()))
+    return whole
+
+
+def _join(one: Any, other: Any) -> Any:
+    if isinstance(one, Mapping):
+        both = {**other, **one}
+        return {k: _join(one[k], other[k]) if k in one and k in other else both[k] for k in both}
+    if isinstance(one, bool):
+        return one and other
+    if isinstance(one, list):
+        return [*one, *(more for more in other if more not in one)]
+    return max(one, other)

@@ -88,24 +88,55 @@ class _Task:
 
 @dataclass(slots=True)
 class _Window:
-    """A sliding window over what was sent: exact, so that no burst exceeds the limit."""
+    """A sliding window over what was sent: exact, so that no burst exceeds the limit.
+
+    Several forwarders of one recipient have one limit together: each takes the part that its
+    partitions are of all. Less of it counts at once, more only after one period, in which what
+    others sent before goes out of the recipient's window. So the sum never passes the limit.
+    """
 
     rate: Rate
     sent: dict[str, deque[tuple[float, int]]] = field(default_factory=lambda: defaultdict(deque))
+    share: float = 0.0
+    seen: float = 0.0
+    since: float = 0.0
+    events: int = 0
+    period_s: float = 0.0
+
+    def heed(self, share: float, now: float) -> None:
+        """Take the part of the limit that is ours, 0 to 1, as of now."""
+        if not share:
+            return  # between two deals of the partitions; there is nothing to send either
+        if share != self.seen:
+            # Who begins alone has nobody whose window to wait for.
+            alone = share == 1.0 and not self.seen
+            self.seen, self.since = share, now
+            if share < self.share or alone:
+                self._take(share)
+        if share > self.share and now - self.since >= self.rate.period_s:
+            self._take(share)
+
+    def _take(self, share: float) -> None:
+        exact = self.rate.events * share
+        self.share, self.events = share, max(1, int(exact))
+        # Less than one in a period is one in a longer one.
+        self.period_s = self.rate.period_s * max(1.0, 1.0 / exact)
 
     def room(self, key: str, now: float) -> int:
         entries = self.sent.get(key)
         if entries is None:
-            return self.rate.events
-        while entries and entries[0][0] <= now - self.rate.period_s:
+            return self.events
+        while entries and entries[0][0] <= now - self.period_s:
             entries.popleft()
         if not entries:
             del self.sent[key]  # identities come and go; their windows do not pile up
-        return self.rate.events - sum(count for _, count in entries)
+        return self.events - sum(count for _, count in entries)
 
     def frees_at(self, key: str) -> float:
+        if not self.events:
+            return self.since + self.rate.period_s
         entries = self.sent.get(key)
-        return entries[0][0] + self.rate.period_s if entries else 0.0
+        return entries[0][0] + self.period_s if entries else 0.0
 
     def charge(self, key: str, count: int, now: float) -> None:
         self.sent[key].append((now, count))
@@ -141,6 +172,8 @@ class Forwarder:
         bury: Makes a dead letter; without a key to seal it to, its original is forgotten.
         accepts: Tells of a policy's digest whether its parcels may still leave.
         brake: Stops this rather than have it park nearly everything.
+        share: Part of the recipient's limits that this one may use, 0 to 1: others forward to it.
+        guided: Tells whether it is known what was ordered. Else nothing is sent, as if paused.
 
     Attributes:
         paused: Set it to stop sending. What is being sent may end within two seconds; then it is
@@ -169,18 +202,20 @@ class Forwarder:
         bury: Bury = forgetting,
         accepts: Callable[[str], bool] = lambda _digest: True,
         brake: Brake | None = None,
+        guided: Callable[[], bool] = lambda: True,
+        share: Callable[[], float] = lambda: 1.0,
     ) -> None:
         self.recipient, self.sink = recipient, sink
         self.paused = False
         self._broker, self._call = broker, call
         self._clock, self._monotonic, self._jitter = clock, monotonic, jitter
-        self._windows = [_Window(rate) for rate in rates]
+        self._windows, self._share = [_Window(rate) for rate in rates], share
         self._max_events = max_events or 2 * sink.max_deliveries
         self._look_ahead = max(look_ahead, self._max_events)
         self._backoff_s, self._longest_wait_s = backoff_s, longest_wait_s
         self._probe_s, self._idle_s, self._drain_s = probe_s, idle_s, drain_s
         self._give_up_s = give_up_s
-        self._bury, self._accepts = bury, accepts
+        self._bury, self._accepts, self._guided = bury, accepts, guided
         self.brake = brake or Brake()
         self.braked = False
         """Whether the brake has stopped this."""
@@ -200,10 +235,19 @@ class Forwarder:
         """Whether the recipient refuses us: credentials, address or protocol are wrong."""
         return self._blocked
 
-    def state(self) -> Literal["paused", "braked", "blocked", "waiting", "running"]:
-        """Say in one word what goes on, for `telemetry status`."""
+    @property
+    def halted(self) -> bool:
+        """Whether nothing may be sent: by order, or because nobody knows what was ordered."""
+        return self.paused or not self._guided()
+
+    def state(
+        self,
+    ) -> Literal["paused", "without orders", "braked", "blocked", "waiting", "running"]:
+        """Say in a word or two what goes on, for `telemetry status`."""
         if self.paused:
             return "paused"
+        if not self._guided():
+            return "without orders"
         if self.braked:
             return "braked"
         if self._blocked:
@@ -264,7 +308,7 @@ class Forwarder:
                 break
             if self._stop.is_set():
                 return False
-            if self.paused:
+            if self.halted:
                 await self._rest(_PAUSE_LOOK_S)
                 continue
             ready, until = self._choose(pending)
@@ -339,6 +383,8 @@ class Forwarder:
     def _choose(self, pending: Sequence[_Task]) -> tuple[list[_Task], float]:
         """Pick what may go now, in order; else say when to look again (monotonic seconds)."""
         now = self._monotonic()
+        for window in self._windows:
+            window.heed(self._share(), now)
         if self._waits.get("", 0.0) > now:
             return [], self._waits[""]
         if self._suspects:
@@ -447,7 +493,7 @@ class Forwarder:
         other scopes to serve.
         """
         while left := self._pending(tasks):
-            if self.paused or self._blocked or self._stop.is_set():
+            if self.halted or self._blocked or self._stop.is_set():
                 return None
             ready, until = self._choose(left)
             if len(ready) == len(left):
@@ -488,7 +534,7 @@ class Forwarder:
         try:
             while not sending.done() and left_s > 0:
                 await asyncio.wait({sending}, timeout=_PAUSE_LOOK_S)
-                left_s = left_s - _PAUSE_LOOK_S if self.paused else _PAUSE_GRACE_S
+                left_s = left_s - _PAUSE_LOOK_S if self.halted else _PAUSE_GRACE_S
             return sending.result() if sending.done() else None
         finally:
             if not sending.done():

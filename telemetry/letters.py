@@ -1,20 +1,25 @@
-"""Looking at dead letters and deleting them. Owns what may be seen of a letter without its key.
+"""Looking at dead letters and deleting them; looking at held events and releasing them.
+
+Owns what may be seen of them without a key.
 
 Opens nothing, and loads little: the command line imports it.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
 import msgspec
 
-from telemetry.brokers import DEAD, Entry, Kept, Shelf
+from telemetry.brokers import DEAD, HELD, SEALED, Drawer, Entry, Kept
 from telemetry.dead_letter import note_of
 from telemetry.parcel import Parcel
 
-__all__ = ["Chosen", "Letter", "Opened", "hindrance", "page", "purge"]
+__all__ = ["Chosen", "Letter", "Meant", "Opened", "find", "hindrance", "page", "purge", "release"]
 
 PAGE: Final = 200
 _STAGES_WITH_IDENTIFIERS: Final = ("edge", "pseudonymizer")
@@ -71,44 +76,62 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sealed: bytes = b""
 
 
-class Opened(msgspec.Struct, frozen=True, kw_only=True):
-    """A letter with its original, opened where the key is.
+class Meant(msgspec.Struct, frozen=True, kw_only=True):
+    """One parcel, named so that no other can be meant.
 
     Attributes:
         seq: Number of its record, from `Letter.place`.
-        original: As it was before it died.
     """
 
     seq: int
     event_id: str
     reason: str
+
+
+class Opened(Meant, frozen=True, kw_only=True):
+    """A letter with its original, opened where the key is.
+
+    Attributes:
+        original: As it was before it died.
+    """
+
     original: bytes
 
 
 def page(
-    shelf: Shelf, chosen: Chosen, now: datetime, *, after: int = 0, sealed: bool = False
+    shelf: Drawer,
+    chosen: Chosen,
+    now: datetime,
+    *,
+    stream: str = DEAD,
+    after: int = 0,
+    sealed: bool = False,
 ) -> tuple[list[Letter], int]:
-    """Give the letters of one stretch of the dead stream, oldest first.
+    """Give the letters of one stretch of the dead stream, or held events, oldest first.
+
+    Of a held event `Letter.died_at` is when it was received.
 
     Args:
         shelf: The log.
         chosen: Which.
         now: Aware UTC time.
+        stream: ``dead`` or ``held``.
         after: Where the page before ended; 0 begins.
         sealed: Whether to give the sealed originals.
 
     Returns:
         The letters, and where to go on; 0 at the end.
     """
-    kept = shelf.look(DEAD, after, PAGE)
-    found = [_shown(one, now, sealed) for one in kept if chosen.fits(one.parcel, now)]
+    kept = shelf.look(stream, after, PAGE)
+    found = [_shown(one, now, stream, sealed) for one in kept if chosen.fits(one.parcel, now)]
     return found, kept[-1].seq if kept else 0
 
 
-def _shown(one: Kept, now: datetime, sealed: bool) -> Letter:  # noqa: FBT001 - from `page` only
+def _shown(one: Kept, now: datetime, stream: str, sealed: bool) -> Letter:  # noqa: FBT001 - `page`
     letter, note = one.parcel, note_of(one.parcel)
+    why_not = hindrance(letter, now) if stream == DEAD else _ended(letter, now)
     return Letter(
-        place=f"{DEAD}/{one.seq}",
+        place=f"{stream}/{one.seq}",
         event_id=letter.event_id,
         reason=letter.reason,
         stage=note.stage,
@@ -117,7 +140,7 @@ def _shown(one: Kept, now: datetime, sealed: bool) -> Letter:  # noqa: FBT001 - 
         died_at=note.at,
         age_s=round((now - note.at).total_seconds(), 1),
         retain_until=letter.retain_until,
-        goes_again=hindrance(letter, now) or "yes",
+        goes_again=why_not or "yes",
         path=note.path,
         shape=note.shape,
         sealed=letter.body if sealed else b"",
@@ -135,7 +158,46 @@ def hindrance(letter: Parcel, now: datetime) -> str:
     return ""
 
 
-def purge(shelf: Shelf, chosen: Chosen, now: datetime, *, after: int = 0) -> tuple[int, int]:
+def _ended(parcel: Parcel, now: datetime) -> str:
+    return "expired" if now >= parcel.retain_until else ""
+
+
+def find(shelf: Drawer, stream: str, one: Meant) -> Kept | None:
+    """Look for a parcel where it was seen; None if it is not there any more."""
+    wanted = (one.seq, one.event_id, one.reason)
+    for kept in shelf.look(stream, one.seq - 1, 1):
+        if (kept.seq, kept.parcel.event_id, kept.parcel.reason) == wanted:
+            return kept
+    return None
+
+
+def release(shelf: Drawer, meant: Sequence[Meant], now: datetime) -> dict[str, int]:
+    """Let held events go on: back to the sealed log, as they came from it.
+
+    The pseudonymizer looks at the state of whom they name anew: what is still restricted is held
+    again. Each goes in one step of the log, so none is lost and none goes twice.
+
+    Returns:
+        How many went (``released``), and of the others how many stayed for which reason.
+
+    Raises:
+        BrokerError: The log cannot be written. What went before is counted in the books.
+    """
+    outcomes: Counter[str] = Counter()
+    for one in meant:
+        kept = find(shelf, HELD, one)
+        why_not = "not_there" if kept is None else _ended(kept.parcel, now)
+        if kept is not None and not why_not:
+            # It comes in once more, as a dead letter that is replayed does.
+            counts = {Entry("edge", "items_in"): 1, Entry("edge", "sealed"): 1}
+            counts[Entry(HELD, "replayed")] = 1
+            outputs = {SEALED: [replace(kept.parcel, reason="")]}
+            shelf.take_out(HELD, [kept], counts, outputs)
+        outcomes[why_not or "released"] += 1
+    return dict(outcomes)
+
+
+def purge(shelf: Drawer, chosen: Chosen, now: datetime, *, after: int = 0) -> tuple[int, int]:
     """Delete the letters of one stretch, and count them as ``purged``.
 
     Returns:

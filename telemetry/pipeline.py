@@ -315,8 +315,9 @@ class Pseudonymizer:
             except (TransportError, KeyringError, PolicyError) as error:
                 # Vault, keys, register or log cannot be asked, or the live policy was revoked: stop
                 # taking; never send unchecked.
-                if not self.holding:
-                    _log.warning("holding", reason=type(error).__name__)
+                if self.holding != type(error).__name__:
+                    # What these say is ours, and quotes no event.
+                    _log.warning("holding", reason=type(error).__name__, why=str(error))
                 self.holding = type(error).__name__
                 busy = False
             if not busy:

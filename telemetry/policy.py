@@ -37,7 +37,7 @@ from scrubbers.detectors import Detectors
 from scrubbers.model import RuleError
 from scrubbers.shipped import extended
 from telemetry.errors import ConfigError, PolicyError
-from telemetry.retention import Period
+from telemetry.retention import LEAST_AGE, Period
 
 __all__ = [
     "Policy",
@@ -216,6 +216,12 @@ class _Trace(_Table, frozen=True):
     mode: Literal["keep", "drop"] = "keep"
 
 
+class _Secret(_Table, frozen=True):
+    """What holds of the secret of every subject, whatever its kind."""
+
+    max_age: str = "P36M"
+
+
 class _Pseudonyms(_Table, frozen=True):
     account: Pseudonym | None = None
     organization: Pseudonym | None = None
@@ -224,6 +230,7 @@ class _Pseudonyms(_Table, frozen=True):
     device: Pseudonym | None = None
     object: Pseudonym | None = None
     trace: _Trace = _Trace()
+    secret: _Secret = _Secret()
 
 
 TRACED = frozenset({"transaction", "span", "log", "trace_metric"})
@@ -378,6 +385,16 @@ class Policy:
         retention = self._read("retention.toml", _Retention)
         pseudonyms = self._read("pseudonyms.toml", _Pseudonyms)
         self.trace = pseudonyms.trace.mode
+        self.max_age = self._any_period(
+            "pseudonyms.toml", "secret.max_age", pseudonyms.secret.max_age
+        )
+        if self.max_age.days or self.max_age.months < LEAST_AGE.months:
+            self._refuse(
+                "pseudonyms.toml",
+                "secret.max_age",
+                "is no number of whole months, or below 14: nobody could be erased everywhere.",
+                "Choose at least P14M; a year of it is what recipients may hold.",
+            )
         self.pseudonyms: Mapping[str, Pseudonym] = {
             name: entry
             for name in pseudonyms.__struct_fields__

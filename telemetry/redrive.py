@@ -19,12 +19,12 @@ from typing import Any
 import msgspec
 
 from scrubbers.engine import scrub
-from telemetry.brokers import DEAD, SEALED, Entry, Kept, Shelf
+from telemetry.brokers import DEAD, SEALED, Drawer, Entry
 from telemetry.dead_letter import note_of
 from telemetry.edge import Edge, Item
 from telemetry.errors import EventError
 from telemetry.intake import Intake, SealsIdentifiers, SealsOriginals, Taken
-from telemetry.letters import Opened, hindrance
+from telemetry.letters import Opened, find, hindrance
 from telemetry.parcel import Parcel
 from telemetry.policy import Policy
 from telemetry.retention import retain_until
@@ -47,7 +47,7 @@ class Redrive:
 
     def __init__(
         self,
-        shelf: Shelf,
+        shelf: Drawer,
         policy: Policy,
         schemas: Schemas,
         sealer: SealsIdentifiers,
@@ -81,7 +81,7 @@ class Redrive:
         return dict(outcomes)
 
     async def _replay_one(self, one: Opened) -> str:
-        kept = await self._on_storage(self._find, one)
+        kept = await self._on_storage(find, self.shelf, DEAD, one)
         if kept is None:
             return "not_there"
         taken = await self._on_scrub(self._take_again, kept.parcel, one.original)
@@ -91,13 +91,6 @@ class Redrive:
         outputs = {SEALED: taken.parcels} if taken.parcels else {}
         await self._on_storage(self.shelf.take_out, DEAD, [kept], counts, outputs)
         return "replayed"
-
-    def _find(self, one: Opened) -> Kept | None:
-        wanted = (one.seq, one.event_id, one.reason)
-        for kept in self.shelf.look(DEAD, one.seq - 1, 1):
-            if (kept.seq, kept.parcel.event_id, kept.parcel.reason) == wanted:
-                return kept
-        return None
 
     def _take_again(self, letter: Parcel, original: bytes) -> Taken | str:
         """Make of a letter what the edge would make of its event today; else say why not."""

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
-__all__ = ["Period", "moment_before", "retain_until", "retention_date"]
+__all__ = ["LEAST_AGE", "Period", "moment_before", "retain_until", "retention_date"]
 
 _PERIOD = re.compile(r"P(?:(?P<years>\d{1,3})Y)?(?:(?P<months>\d{1,4})M)?(?:(?P<days>\d{1,5})D)?")
 _SHORTEST_MONTH_DAYS = 28
@@ -64,6 +64,11 @@ class Period:
             return self.days > other.days
         epoch_starts = (datetime(2000 + n // 12, n % 12 + 1, 1, tzinfo=UTC) for n in range(48))
         return any(retain_until(at, self) > retain_until(at, other) for at in epoch_starts)
+
+
+LEAST_AGE = Period(months=14)
+"""A subject's secret lives at least so long: its former one is remembered for a year and a month,
+so that everything recipients hold can be erased, and there is never more than one of those."""
 
 
 def retain_until(at: datetime, period: Period) -> datetime:

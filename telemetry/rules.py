@@ -391,11 +391,16 @@ _SHAPES: Final = {
 
 
 def _without_trace(record: Record) -> Record:
-    """Strip the trace that an event belongs to (``contexts.trace``)."""
+    """Strip the trace of an event (``contexts.trace``), and its ids from texts that repeat them."""
+
+    def gone(entry: Field) -> Field:
+        known = "trace" if entry.form == "hex" else ""
+        return replace(entry, treatment="strip", shape="null", record=None, known=known, form="")
 
     def treated(entry: Field) -> Field:
         if entry.name == "trace" and entry.record is not None:
-            return replace(entry, treatment="strip", shape="null", record=None)
+            record = replace(entry.record, fields=tuple(map(gone, entry.record.fields)))
+            return replace(entry, record=record)
         if entry.record is None:
             return entry
         return replace(entry, record=_without_trace(entry.record))

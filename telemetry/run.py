@@ -48,9 +48,9 @@ from scrubbers.detectors import Detectors
 from scrubbers.model import RuleError
 from scrubbers.user_agent import reduce_user_agent
 from telemetry import logs
-from telemetry.admin import Admin
+from telemetry.admin import Admin, socket_name
 from telemetry.books import Books
-from telemetry.brokers import DEAD, HELD, SEALED, Broker, Entry, Room, Shelf
+from telemetry.brokers import DEAD, HELD, SEALED, Broker, Entry, Room, Shelf, clean
 from telemetry.brokers.buffered import Buffered
 from telemetry.brokers.spool import Spool
 from telemetry.config import Bind, RecipientSettings, Settings, check_vault, is_loopback
@@ -75,8 +75,10 @@ from telemetry.identity import (
     load_dead_letter_sealer,
     load_spool_key,
 )
-from telemetry.identity.audit import AUDIT_FILE, AuditLog, Body, Signer, about_key
+from telemetry.identity.audit import AUDIT_FILE, KEY_ACTIONS, AuditLog, Body, Signer, about_key
+from telemetry.identity.ways_back import sweep_requests
 from telemetry.intake import Intake, Taken
+from telemetry.orders import Orders
 from telemetry.parcel import Parcel
 from telemetry.pipeline import Pseudonymizer, Terms
 from telemetry.policy import (
@@ -115,12 +117,6 @@ _STUCK_S: Final = 90.0
 _EXIT_LOG_LOST: Final = 71
 _DRAIN_S: Final = 8.0
 _TEND_S: Final = 15.0
-_KEY_ACTIONS: Final = {
-    "created": "key.create",
-    "promoted": "key.promote",
-    "scheduled": "key.schedule",
-    "destroyed": "key.destroy",
-}
 SPOOL_FILE: Final = "spool.sqlite3"
 _SPEED_FILE: Final = "detectors.fast"
 _SWITCH_S: Final = 0.0005
@@ -335,6 +331,14 @@ class Part:
         return "forward"
 
 
+@dataclass(slots=True)
+class _Swept:
+    """What retention deleted in one store since it was recorded last: how many, and their ends."""
+
+    count: int = 0
+    moments: tuple[datetime, ...] = ()
+
+
 class Runner:
     """All roles of the pipeline in one process, or a part of them.
 
@@ -365,6 +369,7 @@ class Runner:
         self.audit_every_s = 3600.0
         self._told: tuple[datetime, dict[str, dict[str, int]]] | None = None
         self._unwitnessed: list[Turn] = []
+        self._swept: dict[str, _Swept] = {}
 
     async def open(self) -> None:
         """Check everything, open everything, start to listen.
@@ -394,7 +399,6 @@ class Runner:
                     f"recipients.toml names no recipient {name!r} with a sink.",
                     remedy="Take one that it names.",
                 )
-        self._paused = _Paused(state / "paused.json")
         if part.pseudonymizer:
             check_vault(settings)
         custody = open_custody(settings) if part.pseudonymizer else None
@@ -412,6 +416,8 @@ class Runner:
         self._open_audit(state)
         self.register = register = PolicyRegister(state / "policies.ndjson")
         register.enter(policy.digest, "live", datetime.now(UTC))
+        self.orders = self._open_orders(state)
+        self._open.callback(self.orders.close)
         if part.pseudonymizer:
             identity = Identity.open(
                 state,
@@ -421,9 +427,14 @@ class Runner:
                 journal_url=settings.vault.journal or None,
                 cache_rows=settings.vault.cache,
                 alone=True,
+                max_age=policy.max_age,
             )
             self._open.callback(identity.close)
             self.identity, self.upkeep = identity, Upkeep(identity)
+            # The first start makes its keys before there is a log; and a start may be cut short.
+            entries = self.audit.entries(action="key.")
+            self._unwitnessed += identity.unheard({str((e.body or {}).get("kid")) for e in entries})
+            self._witness_turns()
             self.audit.checkpoint()
         self._open.callback(self._depart)
         self.sinks = {name: await self._sink(name) for name in forwards}
@@ -441,12 +452,34 @@ class Runner:
                 bury=self._bury(name),
                 brake=self._brake(),
                 accepts=register.accepts,
+                guided=lambda: self.orders.known,
+                share=partial(self._share, name),
             )
-        for name in self._paused.read():
-            if name in self.forwarders:
-                self.forwarders[name].paused = True
-                self._say(f"{name}: paused, as ordered before. To go on: telemetry resume {name}")
+        for name in self.orders.govern(self.forwarders):
+            self._say(f"{name}: paused, as ordered before. To go on: telemetry resume {name}")
         await self._listen()
+
+    def _share(self, recipient: str) -> float:
+        """Give the part of a recipient's limits that is this process's: others share its stream."""
+        broker: Any = self.storage.broker
+        shared = hasattr(broker, "share")
+        return broker.share(clean(recipient), recipient) if shared else 1.0
+
+    def _open_orders(self, state: Path) -> Orders:
+        """Open what keeps orders. On Kafka a gateway obeys none, so it reads and writes none."""
+        broker: Any = self.storage.broker
+        shared = hasattr(broker, "board") and (self.part.whole or not self.part.gateway)
+        return Orders(
+            state / "paused.json",
+            board=broker.board() if shared else None,
+            register=self.register,
+            recipients=[n for n, recipient in self.policy.recipients.items() if recipient.sink],
+            release=self._release,
+        )
+
+    def _release(self, stage: str) -> None:
+        if stage == "pseudonymizer" and self.pseudonymizer is not None:
+            self.pseudonymizer.brake.release()
 
     def _open_log(self) -> Broker:
         broker = open_broker(self.settings)
@@ -556,13 +589,19 @@ class Runner:
         self._open.push_async_callback(self.admin.stop)
         with _taken("admin_bind", settings.admin_bind):
             self.admin_address = await self.admin.start(
-                admin_bind.host, admin_bind.port, settings.state_dir / "admin.sock"
+                admin_bind.host, admin_bind.port, settings.state_dir / self._socket_name()
             )
         if gateway is not None:
             self.gateway = gateway
             bind = Bind.parse(settings.bind)
             with _taken("bind", settings.bind):
                 self.address = await gateway.start(bind.host, bind.port)
+
+    def _socket_name(self) -> str:
+        if self.part.whole:
+            return socket_name()
+        recipients = "-".join(self.part.forwards or ())
+        return socket_name(self.part.name, recipients, self.settings.broker.member)
 
     def _gateway(self) -> Gateway | None:
         settings = self.settings
@@ -674,6 +713,8 @@ class Runner:
             loops |= {"pseudonymizer": self.pseudonymizer.run, "keys": self._tend}
         if self.upkeep is not None:
             loops["upkeep"] = self.upkeep.run
+        if self.orders.shared:
+            loops["orders"] = self.orders.run
         if hasattr(self.storage.broker, "tend"):
             loops["log"] = self._tend_log
         self._loops = [
@@ -728,29 +769,51 @@ class Runner:
                 await asyncio.wait_for(stop.wait(), _SWEEP_S)
 
     async def sweep_once(self) -> int:
-        """Go through the dead and the held stream once; give how many parcels were deleted."""
+        """Go once through what is kept here; give how many parcels were deleted.
+
+        The dead and the held stream (on Kafka the topics' own retention deletes), what was found
+        damaged, and requests for a way back.
+        """
         shelf, now = self.storage.broker, datetime.now(UTC)
-        if not isinstance(shelf, Shelf):
-            return 0  # on Kafka the topic's own retention deletes
+        if self.part.pseudonymizer:
+            await asyncio.to_thread(sweep_requests, self.settings.state_dir, now)
+        spool = shelf.spool if isinstance(shelf, Buffered) else shelf
         swept = 0
-        ends: Mapping[str, Callable[[Parcel], bool]] = {
-            DEAD: lambda letter: now >= ends_at(letter, self.policy.dead_letters),
-            HELD: lambda parcel: now >= parcel.retain_until,
+        if isinstance(spool, Spool):
+            limit = moment_before(now, self.policy.dead_letters)
+            gone = await self.storage.call(spool.forget_lost, limit)
+            swept += gone
+            if gone:
+                self._note_swept("lost", gone)
+        if not isinstance(shelf, Shelf):
+            return swept
+        ends: Mapping[str, Callable[[Parcel], datetime]] = {
+            DEAD: lambda letter: ends_at(letter, self.policy.dead_letters),
+            HELD: lambda parcel: parcel.retain_until,
         }
-        for stream, ended in ends.items():
-            after = 0
+        for stream, ends_of in ends.items():
+            after, moments = 0, list[datetime]()
+
+            def ended(
+                parcel: Parcel,
+                ends_of: Callable[[Parcel], datetime] = ends_of,
+                moments: list[datetime] = moments,
+            ) -> bool:
+                moment = ends_of(parcel)
+                if now >= moment:
+                    moments.append(moment)
+                return now >= moment
+
             while not self._stop.is_set():
+                moments.clear()
                 count, after = await self.storage.call(
                     partial(sweep, shelf, stream, ended, after=after)
                 )
+                if count:
+                    self._note_swept(stream, count, moments)
                 swept += count
                 if not after:
                     break
-        if isinstance(shelf, Spool):
-            gone = await self.storage.call(
-                shelf.forget_lost, moment_before(now, self.policy.dead_letters)
-            )
-            swept += gone
         if swept:
             _log.info("swept", parcels=swept)
         return swept
@@ -784,23 +847,28 @@ class Runner:
         A pause protects, so it is done before it is recorded; to go on is recorded first.
 
         Args:
-            names: Of recipients there are.
+            names: Of recipients there are (`ordered`).
             paused: Whether to pause.
             actor: Who orders it, as `AuditLog.record` takes it.
 
         Raises:
             AuditError: It could not be recorded; nothing was resumed.
+            BrokerError: Other processes were not told.
         """
         action = "recipient.pause" if paused else "recipient.resume"
         if not paused:
             await asyncio.to_thread(self._witness_each, actor, action, names)
-        for name in names:
-            self.forwarders[name].paused = paused
-            if not paused:
-                self.forwarders[name].brake.release()
-        self._paused.write(name for name, each in self.forwarders.items() if each.paused)
-        if paused:
+            await self.orders.resume(names)
+            return
+        try:
+            await self.orders.pause(names)
+        finally:
             await asyncio.to_thread(self._witness_each, actor, action, names)
+
+    @property
+    def ordered(self) -> tuple[str, ...]:
+        """Recipients to which orders can be given here: on Kafka all, whoever forwards to them."""
+        return self.orders.recipients if self.orders.shared else tuple(self.forwarders)
 
     def _signer(self) -> Signer:
         if self.identity is None:
@@ -831,11 +899,34 @@ class Runner:
         try:
             while self._unwitnessed:
                 turn = self._unwitnessed[0]
-                self.witness("role:run", _KEY_ACTIONS[turn.what], about_key(turn.key))
+                self.witness("role:run", KEY_ACTIONS[turn.what], about_key(turn.key))
                 del self._unwitnessed[0]
         except AuditError as error:
             waiting = len(self._unwitnessed)
             _log.error("audit_failed", error=type(error).__name__, waiting=waiting)
+
+    def _witness_swept(self) -> None:
+        """Record what retention deleted since this was recorded last; it is deleted in any case.
+
+        Raises:
+            AuditError: It cannot be written; the next hour tells it.
+        """
+        while self._swept:
+            store, swept = self._swept.popitem()
+            what: dict[str, str | int] = {"store": store, "count": swept.count}
+            if swept.moments:
+                what["oldest"] = min(swept.moments).isoformat(timespec="seconds")
+                what["latest"] = max(swept.moments).isoformat(timespec="seconds")
+            try:
+                self.witness("role:run", "retention.sweep", what)
+            except AuditError:
+                self._note_swept(store, swept.count, swept.moments)
+                raise
+
+    def _note_swept(self, store: str, count: int, moments: Sequence[datetime] = ()) -> None:
+        swept = self._swept.setdefault(store, _Swept())
+        swept.count += count
+        swept.moments += (min(moments), max(moments)) if moments else ()
 
     async def _audit_hourly(self, stop: asyncio.Event) -> None:
         """Each hour: what went to whom, what is past its period, and a signed checkpoint."""
@@ -853,14 +944,18 @@ class Runner:
                 fresh |= {"recipient": name, "since": since.isoformat(timespec="seconds")}
                 await asyncio.to_thread(self.witness, "role:run", "egress.total", fresh)
             since, before = self._told = now, sent
+            await asyncio.to_thread(self._witness_swept)
             keep_years = self.policy.ways_back.audit.keep_years
             await asyncio.to_thread(self.audit.prune, keep_years=keep_years)
             await asyncio.to_thread(self._checkpoint)
 
     def _depart(self) -> None:
         """Record the stop; a log that fails now must not keep anything from being closed."""
+        if self.identity is not None:
+            self._unwitnessed += self.identity.turns()
         self._witness_turns()
         try:
+            self._witness_swept()
             self.witness("role:run", "run.stop", {"role": self.part.name})
             self._checkpoint()
         except AuditError as error:
@@ -872,8 +967,16 @@ class Runner:
         books = await self.books()
         oldest: dict[str, Parcel] = {}
         room: dict[str, Room] = {}
+        log_ends: dict[str, datetime] = {}
         if isinstance(shelf, Shelf):
             oldest, room = await self.storage.call(lambda: (shelf.oldest(), shelf.room()))
+        elif hasattr(shelf, "waits"):
+            waits: dict[str, tuple[Parcel, datetime]] = await self.storage.call(shelf.waits)
+            topics = importlib.import_module("telemetry.brokers.kafka.topics")
+            for stream, (parcel, taken_at) in waits.items():
+                oldest[stream] = parcel
+                kept = self.policy.log_retention[SEALED if stream == SEALED else "clean"]
+                log_ends[stream] = taken_at + topics.least_kept(kept)
         return Snapshot(
             now=datetime.now(UTC),
             books=books,
@@ -886,6 +989,7 @@ class Runner:
             oldest=oldest,
             room=room,
             letters=self.policy.dead_letters,
+            log_ends=log_ends,
         )
 
     async def books(self) -> Books:
@@ -982,33 +1086,6 @@ def _given(settings: RecipientSettings) -> dict[str, str]:
                 "cannot be read.", path=Path(path), remedy="Name a readable file."
             ) from None
     return given
-
-
-class _Paused:
-    """Which recipients were ordered to wait: a restart must not undo what an operator ordered."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def read(self) -> list[str]:
-        try:
-            return msgspec.json.decode(self._path.read_bytes(), type=list[str])
-        except FileNotFoundError:
-            return []
-        except (OSError, msgspec.MsgspecError):
-            raise ConfigError(
-                "cannot be read, so nobody knows which recipients were paused.",
-                path=self._path,
-                remedy="Remove it if none is to be.",
-            ) from None
-
-    def write(self, names: Iterable[str]) -> None:
-        beside = self._path.with_suffix(".new")
-        with beside.open("wb") as file:
-            file.write(msgspec.json.encode(sorted(names)))
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(self._path)
 
 
 def rates_of(recipient: Recipient) -> list[Rate]:

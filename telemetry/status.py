@@ -6,8 +6,8 @@ bad; the metrics of the same names come from the same figures.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
@@ -17,13 +17,23 @@ from telemetry.dead_letter import ends_at, note_of
 from telemetry.parcel import Parcel
 from telemetry.retention import Period
 
-__all__ = ["Answer", "Snapshot", "ages", "answers", "as_json", "spoken", "times_to_loss"]
+__all__ = [
+    "Answer",
+    "Snapshot",
+    "ages",
+    "answers",
+    "as_json",
+    "merged",
+    "spoken",
+    "times_to_loss",
+]
 
 _FULL: Final = 0.8
 _NOTABLE: Final = 0.01
 _SOON_S: Final = 48 * 3600.0
+_TIME_LEFT: Final = "time left?"
 _WORKING: Final = "running"
-_LOST: Final = ("no_room", "expired")
+_LOST: Final = ("no_room", "expired", "log_retention")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +50,8 @@ class Snapshot:
         oldest: First unfinished parcel of each stream; empty where the log cannot tell.
         room: Used and most bytes of each stream; ``""`` is the whole log.
         letters: How long dead letters are kept.
+        log_ends: When the log's own retention may delete the oldest of a stream; empty for the
+            embedded one, which has none.
     """
 
     now: datetime
@@ -53,6 +65,7 @@ class Snapshot:
     oldest: Mapping[str, Parcel]
     room: Mapping[str, Room]
     letters: Period
+    log_ends: Mapping[str, datetime] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +94,10 @@ def ages(found: Snapshot) -> dict[str, float]:
 def times_to_loss(found: Snapshot) -> dict[str, float]:
     """Give the seconds until something of a stream would be lost, if nothing of it moved on.
 
-    The sooner of two: the oldest parcel's retention ends; or, once a hundredth of the stream's
-    share of the log is used and going on as since the oldest came, the share is full. Dead and
-    held parcels are not on their way: for a dead letter it is the moment at which it is deleted.
+    The soonest of: the oldest parcel's retention ends; the log's own retention deletes it (Kafka);
+    or, once a hundredth of the stream's share of the log is used and going on as since the oldest
+    came, the share is full. Dead and held parcels are not on their way: for a dead letter it is
+    the moment at which it is deleted.
     """
     left: dict[str, float] = {}
     for stream, age_s in ages(found).items():
@@ -93,7 +107,8 @@ def times_to_loss(found: Snapshot) -> dict[str, float]:
             continue
         if stream == HELD:
             continue
-        ends_s = (found.oldest[stream].retain_until - found.now).total_seconds()
+        ends = found.oldest[stream].retain_until
+        ends_s = (min(ends, found.log_ends.get(stream, ends)) - found.now).total_seconds()
         used, most = found.room.get(stream, Room(0, 0))
         full_s = age_s * (most - used) / used if used > _NOTABLE * most else ends_s
         left[stream] = max(0.0, min(ends_s, full_s))
@@ -161,7 +176,7 @@ def _time_left(found: Snapshot) -> Answer:
     ]
     waiting = [seconds for stream, seconds in left.items() if stream != DEAD]
     word = spoken(min(waiting)) if waiting else "nothing is waiting"
-    return Answer("time left?", not because, word, tuple(because))
+    return Answer(_TIME_LEFT, not because, word, tuple(because))
 
 
 def spoken(seconds: float) -> str:
@@ -198,3 +213,51 @@ def as_json(found: Snapshot) -> dict[str, Any]:
         "dead": found.books.reasons("dead"),
         "exact": found.books.exact,
     }
+
+
+def merged(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Make one page of what several roles on one host say; of a single one, its own.
+
+    Args:
+        found: `as_json` of each, by name, those who know most first.
+    """
+    pages = list(found.values())
+    if len(pages) == 1:
+        return dict(pages[0])
+    page = dict(pages[0])
+    page |= {
+        "well": all(one["well"] for one in pages),
+        "holding": next((one["holding"] for one in pages if one["holding"]), ""),
+        "recipients": {name: s for one in pages for name, s in one["recipients"].items()},
+        "waiting": _by_stream(pages, "waiting", max),
+        "oldest_s": _by_stream(pages, "oldest_s", max),
+        "time_to_loss_s": _by_stream(pages, "time_to_loss_s", min),
+        "room": {stream: room for one in reversed(pages) for stream, room in one["room"].items()},
+        "dead": _by_stream(pages, "dead", max),
+        "exact": all(one["exact"] for one in pages),
+    }
+    soonest = [left for stream, left in page["time_to_loss_s"].items() if stream != DEAD]
+    page["answers"] = []
+    for of_question in zip(*(one["answers"] for one in pages), strict=True):
+        bad = [answer for answer in of_question if not answer["well"]]
+        told = dict((bad or of_question)[0])
+        told["because"] = [
+            f"{name or 'run'}: {line}"
+            for name, answer in zip(found, of_question, strict=True)
+            for line in answer["because"]
+        ]
+        if told["question"] == _TIME_LEFT and soonest:
+            told["answer"] = spoken(min(soonest))
+        page["answers"].append(told)
+    return page
+
+
+def _by_stream(
+    pages: Iterable[Mapping[str, Any]], what: str, choose: Callable[[float, float], float]
+) -> dict[str, float]:
+    """Join figures by stream; where several have one, the one that `choose` gives."""
+    joined: dict[str, float] = {}
+    for page in pages:
+        for stream, figure in page[what].items():
+            joined[stream] = choose(figure, joined.get(stream, figure))
+    return joined

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from telemetry.batch import BATCH_PARCELS, encode_batches
 from telemetry.parcel import Parcel
@@ -23,11 +23,15 @@ from telemetry.parcel import Parcel
 __all__ = [
     "DEAD",
     "HELD",
+    "ORDERS",
     "SEALED",
+    "Board",
     "Broker",
     "Counts",
+    "Drawer",
     "Entry",
     "Kept",
+    "Order",
     "Polled",
     "Room",
     "Shelf",
@@ -37,6 +41,8 @@ __all__ = [
 ]
 
 SEALED, DEAD, HELD = "sealed", "dead", "held"
+ORDERS = "orders"
+"""Of the topic of orders on Kafka (`Board`); no stream of parcels."""
 
 
 def clean(recipient: str) -> str:
@@ -154,12 +160,10 @@ class Room(NamedTuple):
     most_bytes: int
 
 
-@runtime_checkable
-class Shelf(Broker, Protocol):
-    """A log in which one can look without finishing, and take single parcels out.
+class Drawer(Protocol):
+    """Streams in which one can look without finishing, and take single parcels out.
 
-    What dead and held parcels need: nobody reads those streams to their end. The embedded log is
-    one; on Kafka the topic's own retention deletes, and other tools look.
+    What dead and held parcels need: nobody reads those streams to their end.
     """
 
     def look(self, stream: str, after: int, most: int) -> list[Kept]:
@@ -178,17 +182,53 @@ class Shelf(Broker, Protocol):
         counts: Counts,
         outputs: Mapping[str, Sequence[Parcel]] | None = None,
     ) -> None:
-        """Delete these parcels, store outputs and add counts: all durable together.
+        """Delete these parcels, store outputs and add counts.
+
+        All durable together on the embedded log; on Kafka see `telemetry.brokers.kafka.shelf`.
 
         Raises:
             BrokerError: One of them is not there any more; nothing was changed.
         """
+
+
+@runtime_checkable
+class Shelf(Broker, Drawer, Protocol):
+    """A log that keeps dead and held parcels itself and knows its room: the embedded one."""
 
     def oldest(self) -> dict[str, Parcel]:
         """Give the first unfinished parcel of each stream that has one."""
 
     def room(self) -> dict[str, Room]:
         """Give what each stream uses of its share; ``""`` stands for the log as a whole."""
+
+
+class Order(NamedTuple):
+    """One order: about a recipient or a stage by its name, or about a policy by its digest."""
+
+    sort: Literal["recipient", "stage", "policy"]
+    name: str
+    word: Literal["pause", "resume", "revoke"]
+
+
+class Board(Protocol):
+    """Where all processes read the orders that one of them wrote."""
+
+    def look(self) -> list[Order]:
+        """Give the orders that came since the last look; at first, those in force.
+
+        Raises:
+            BrokerError: It cannot be asked. Nothing of it counts as seen.
+        """
+
+    def give(self, order: Order) -> None:
+        """Write an order; returns when it is durable.
+
+        Raises:
+            BrokerError: It was not taken.
+        """
+
+    def close(self) -> None:
+        """Let go of connections."""
 
 
 def pack(parcels: Sequence[Parcel]) -> Iterator[tuple[bytes, int]]:

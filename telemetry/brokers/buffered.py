@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from threading import Event, Thread
 from typing import Final
 
@@ -139,6 +140,9 @@ class Buffered:
     # ------------------------------------------------------------------ the way back
 
     def _relay_all(self) -> None:
+        if (tend := getattr(self._log, "tend", None)) is not None:
+            with suppress(BrokerError):
+                tend()  # a log that is away is told of now, and not when the first event comes
         while not self._closing.is_set():
             if not self._away.is_set():
                 self._away.wait(_RETRY_S)

@@ -60,6 +60,8 @@ _NONCE_BYTES: Final = 12
 # fit into what the ballast gives back; larger values gained nothing measurable.
 _CHECKPOINT_PAGES: Final = 512
 # Give pages back to the file system once this many are free and outnumber those in use.
+_ASIDE: Final = ".damaged-"
+"""Behind a file's name, and before the time in nanoseconds: one that was salvaged."""
 _SHRINK_PAGES: Final = 1024
 _SHRINK_EVERY_S: Final = 1.0
 # Parts of the quota that a stream may take (docs/decisions/0014-shares-of-the-log.md). What is
@@ -410,10 +412,12 @@ class Spool:
         return int(events)
 
     def forget_lost(self, before: datetime) -> int:
-        """Delete records that were found unreadable before a moment: their retention is over.
+        """Delete what was found damaged before a moment: its retention is over.
+
+        Records that do not open, and whole files that were put aside when they were salvaged.
 
         Returns:
-            How many events they held. The books keep counting them as dead.
+            How many events the records held. The books keep counting them as dead.
         """
         with self._lock:
             connection = self._ready()
@@ -423,6 +427,12 @@ class Spool:
                     "SELECT ifnull(sum(events), 0) FROM lost WHERE lost_at_s < ?", limit
                 )
                 connection.execute("DELETE FROM lost WHERE lost_at_s < ?", limit)
+        for aside in self._path.parent.glob(f"{self._path.name}{_ASIDE}*"):
+            at_ns = aside.name.rpartition("-")[2]
+            if at_ns.isdigit() and int(at_ns) < before.timestamp() * 1e9:
+                with suppress(OSError):
+                    aside.unlink()
+                    _log.warning("damaged_file_deleted file=%s", aside.name)
         return int(events)
 
     # ------------------------------------------------------------------ opening
@@ -867,7 +877,7 @@ class Spool:
             fresh.close()
             damaged.close()
         # The link first: at no moment is there no file of that name.
-        os.link(self._path, self._path.with_name(f"{self._path.name}.damaged-{time.time_ns()}"))
+        os.link(self._path, self._path.with_name(f"{self._path.name}{_ASIDE}{time.time_ns()}"))
         fresh_path.replace(self._path)
         self._sync_folder()
         _log.error("spool_salvaged file=%s", self._path.name)

@@ -1,4 +1,4 @@
-"""Commands for the ways back: account token, join, and reidentify request, approve, run, list."""
+"""Commands on accounts: token, erase, join, and reidentify request, approve, run, list."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
+from telemetry.admin import NotRunningError
+from telemetry.admin import ask as ask_running
 from telemetry.cli import EXIT_NO, Config, Json, State, app
 from telemetry.cli.audit import open_identity, open_log
 from telemetry.config import Settings, load_settings
@@ -28,7 +30,7 @@ from telemetry.errors import ConfigError
 
 # Whoever asks for help must not wait for the vault's library.
 if TYPE_CHECKING:
-    from telemetry.identity.ways_back import Request, WaysBack
+    from telemetry.identity.ways_back import LiveToken, Request, WaysBack
     from telemetry.policy import Policy
 
 __all__: list[str] = []
@@ -46,6 +48,8 @@ account.add_typer(reidentify)
 app.add_typer(account)
 
 _STEP_S: Final = 60.0
+_PIECE: Final = 5
+"""So many are erased by one order to a running pipeline: each is a few durable commits."""
 
 Ids = Annotated[
     list[str] | None, typer.Argument(help="Ids; in development only. Else prompt, stdin or --ids.")
@@ -166,6 +170,119 @@ def tokens(
             back.refuse_arguments("account.token")
         given = _given(ids, file, f"{kind.capitalize()} id")
         told = back.tokens(kind, given, ticket=ticket)
+    rows = _rows(settings, policy, told)
+    if as_json:
+        typer.echo(json.dumps({"kind": kind, "ids": rows}))
+    else:
+        _print_tokens(rows)
+    if not any(row["tokens"] for row in rows):
+        raise typer.Exit(EXIT_NO)
+
+
+@account.command()
+def erase(  # noqa: PLR0913 - options
+    ids: Ids = None,
+    *,
+    file: IdsFile = None,
+    kind: Kind = "account",
+    ticket: Ticket,
+    reason: Annotated[str, typer.Option(help="Why, in a word.")] = "art17",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    config: Config = None,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Erase accounts or organizations (Art. 17), and say what is left to do at the recipients.
+
+    First prints the tokens under which recipients hold something, with links where their settings
+    have `search`: afterwards nobody can compute them, so keep what is printed until it is done
+    there. Then destroys the secrets that the tokens were made with, and refuses the subjects from
+    then on. In force in a running pipeline at once, in others within a minute. Idempotent: if it
+    fails, run it again. With --json, one line before and one after.
+
+    Examples:
+
+      telemetry account erase --ticket DSR-17
+
+      telemetry account erase --ids leavers.txt --ticket DSR-18 --yes --json > to-do.jsonl
+    """
+    with _opened(config, state) as (settings, policy, back, trial):
+        if kind not in {"account", "organization"}:
+            raise typer.BadParameter("A kind is account or organization.")
+        if ids and not trial:
+            back.refuse_arguments("erasure")
+        given = list(dict.fromkeys(_given(ids, file, f"{kind.capitalize()} id")))
+        unfit = [str(n) for n, value in enumerate(given, 1) if not back.fits(kind, value)]
+        if unfit or not given:
+            # All or nothing: half of a list erased is a list that nobody checks again.
+            raise ConfigError(
+                f"No valid id of this kind: {', '.join(unfit[:10]) or 'there is none'}.",
+                remedy="The numbers count the ids that were given. Nobody was erased.",
+            )
+        running = _runs_with_vault(settings)
+        if not running:
+            back.claim()
+        if not yes:
+            if not sys.stdin.isatty():
+                raise typer.BadParameter("Nobody can be asked here: give --yes.")
+            typer.confirm(f"Erase {len(given)} ({kind})? Nothing brings them back.", abort=True)
+        request, told = back.order_erasure(kind, given, reason=reason, ticket=ticket)
+        rows = _rows(settings, policy, told)
+        left = _left_to_do(policy)
+        if as_json:
+            said = {"request": request, "kind": kind, "ids": rows, "recipients": left}
+            typer.echo(json.dumps(said))
+        else:
+            _print_tokens(rows)
+            for name, one in left.items():
+                typer.echo(f"{name}: {one['to_do']}")
+        sys.stdout.flush()
+        for at in range(0, len(given), _PIECE):
+            piece = given[at : at + _PIECE]
+            if running:
+                order = {"request": request, "kind": kind, "ids": piece}
+                ask_running(
+                    settings.state_dir, "POST", "/account/erase", json.dumps(order).encode()
+                )
+            else:
+                back.erase(kind, piece, purposes=list(policy.purposes))
+        back.erased(request, kind, len(given))
+    if as_json:
+        typer.echo(json.dumps({"request": request, "erased": len(given)}))
+    else:
+        typer.echo(f"Erased: {len(given)}. Request {request} of the audit log.")
+
+
+def _runs_with_vault(settings: Settings) -> bool:
+    """Tell whether a process on this state serves the vault, which then erases by itself."""
+    try:
+        ask_running(settings.state_dir, "GET", "/vault/work")
+    except (NotRunningError, ConfigError):
+        return False  # or it is a role without a vault of its own
+    return True
+
+
+def _left_to_do(policy: Policy) -> dict[str, dict[str, str]]:
+    """Say what somebody has to do at each recipient that may hold something."""
+    return {
+        name: {
+            "entity": one.entity,
+            "erasure": one.erasure,
+            "to_do": "delete the user of each of its tokens there (Art. 17, 19)."
+            if one.erasure == "api"
+            else one.compensation,
+        }
+        for name, one in policy.recipients.items()
+        if one.sink
+    }
+
+
+def _rows(
+    settings: Settings,
+    policy: Policy,
+    told: Sequence[tuple[str, tuple[LiveToken, ...]]],
+) -> list[dict[str, Any]]:
+    """Give the tokens of each id with its recipient and link, in the order in which ids came."""
     rows: list[dict[str, Any]] = []
     for number, (known, found) in enumerate(told, 1):
         shown = [
@@ -182,12 +299,7 @@ def tokens(
             if one.domain == token.domain and one.sink
         ]
         rows.append({"line": number, "state": known, "tokens": shown})
-    if as_json:
-        typer.echo(json.dumps({"kind": kind, "ids": rows}))
-    else:
-        _print_tokens(rows)
-    if not any(row["tokens"] for row in rows):
-        raise typer.Exit(EXIT_NO)
+    return rows
 
 
 _STATES: Final = {

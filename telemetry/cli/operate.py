@@ -18,11 +18,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from telemetry import logs
-from telemetry.admin import ask
+from telemetry.admin import ask, ask_each
 from telemetry.cli import EXIT_NO, Config, Json, State, app
 from telemetry.config import Settings, check_vault, load_settings
 from telemetry.errors import ConfigError
-from telemetry.status import spoken
+from telemetry.status import merged, spoken
 
 if TYPE_CHECKING:
     from telemetry.run import Part
@@ -211,13 +211,13 @@ def books(*, config: Config = None, state: State = None, as_json: Json = False) 
 
 def _books(settings: Settings) -> dict[str, Any]:
     from telemetry.admin import NotRunningError  # noqa: PLC0415
-    from telemetry.books import Books  # noqa: PLC0415
+    from telemetry.books import Books, joined  # noqa: PLC0415
     from telemetry.brokers import Shelf  # noqa: PLC0415
     from telemetry.policy import load_policy, policy_dir  # noqa: PLC0415
     from telemetry.run import open_broker  # noqa: PLC0415
 
     try:
-        answer: dict[str, Any] = ask(settings.state_dir, "GET", "/books")
+        answer = joined(list(ask_each(settings.state_dir, "GET", "/books").values()))
     except NotRunningError:
         if not (settings.state_dir / "spool.sqlite3").exists():
             raise
@@ -274,7 +274,7 @@ def status(*, config: Config = None, state: State = None, as_json: Json = False)
 
       telemetry status --json | jq .time_to_loss_s
     """
-    found = ask(_settings(config, state).state_dir, "GET", "/status")
+    found = merged(ask_each(_settings(config, state).state_dir, "GET", "/status"))
     if as_json:
         typer.echo(json.dumps(found))
     else:
@@ -294,14 +294,15 @@ def print_status(console: Console, found: Mapping[str, Any]) -> None:
     table.add_column("stream")
     for column in ("waiting", "oldest", "time to loss", "room used"):
         table.add_column(column, justify="right")
-    for stream, room in found["room"].items():
+    for stream in dict.fromkeys([*found["room"], *found["waiting"], *found["oldest_s"]]):
         oldest, left = found["oldest_s"].get(stream), found["time_to_loss_s"].get(stream)
+        room = found["room"].get(stream)
         table.add_row(
             stream,
             "" if stream == "log" else str(found["waiting"].get(stream, 0)),
             "" if oldest is None else spoken(oldest),
             "" if left is None else spoken(left),
-            f"{room['used_bytes'] / room['most_bytes']:.0%}",
+            f"{room['used_bytes'] / room['most_bytes']:.0%}" if room else "",
         )
     console.print(table)
     console.print(f"policy {found['policy'][:12]}, environment {escape(found['environment'])}")
@@ -311,7 +312,8 @@ def print_status(console: Console, found: Mapping[str, Any]) -> None:
 def pause(recipient: str, *, config: Config = None, state: State = None) -> None:
     """Stop sending to a recipient, or to all, until resumed. Nothing is lost; it waits.
 
-    Holds over restarts.
+    Holds over restarts. On Kafka it reaches the forwarders on all hosts within five seconds, given
+    to any pseudonymizer or forwarder.
 
     Examples:
 

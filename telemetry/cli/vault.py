@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 from urllib.parse import urlencode
 
 import typer
@@ -19,10 +19,10 @@ from rich.table import Table
 
 from telemetry.admin import NoAnswerError, NotRunningError, ask
 from telemetry.cli import EXIT_CONFIG, Config, Json, State, app
-from telemetry.cli.audit import witnessed
+from telemetry.cli.audit import witness, witnessed
 from telemetry.config import Settings, check_vault, load_settings
 from telemetry.errors import ConfigError
-from telemetry.identity import Identity
+from telemetry.identity import Identity, Repair
 
 __all__ = ["vault_app"]
 
@@ -42,9 +42,10 @@ def _settings(config: Path | None, state: Path | None) -> Settings:
     return settings
 
 
-def _open(settings: Settings, repair: Literal["", "restore", "journal"] = "") -> Identity:
+def _open(settings: Settings, repair: Repair = "") -> Identity:
     """Open the vault where no pipeline runs on it."""
-    from telemetry.run import open_custody  # noqa: PLC0415 - help must not wait for the pipeline
+    from telemetry.policy import load_policy, policy_dir  # noqa: PLC0415 - help must not wait
+    from telemetry.run import open_custody  # noqa: PLC0415
 
     return Identity.open(
         settings.state_dir,
@@ -54,6 +55,7 @@ def _open(settings: Settings, repair: Literal["", "restore", "journal"] = "") ->
         journal_url=settings.vault.journal or None,
         alone=True,
         repair=repair,
+        max_age=load_policy(policy_dir(settings.policy.path)).max_age,
     )
 
 
@@ -179,11 +181,17 @@ def rewrap(
     except NotRunningError:
         from datetime import timedelta  # noqa: PLC0415
 
+        from telemetry.identity.audit import KEY_ACTIONS, about_key  # noqa: PLC0415
+
         identity = _open(settings)
         try:
             after = {"rotate_after": timedelta(0)} if now else {}
             with witnessed(settings, "vault.rewrap", {}):
-                _show("rewrapping", identity.upkeep(keep=keep, **after), quiet=as_json)
+                try:
+                    _show("rewrapping", identity.upkeep(keep=keep, **after), quiet=as_json)
+                finally:
+                    for turn in identity.turns():
+                        witness(settings, KEY_ACTIONS[turn.what], about_key(turn.key))
         finally:
             identity.close()
     else:
@@ -249,6 +257,14 @@ def restore(
             "was never set back.",
         ),
     ] = False,
+    new_vault: Annotated[
+        bool,
+        typer.Option(
+            "--new-vault",
+            help="Begin a new vault in the place of one that is gone for good: every account gets "
+            "new tokens.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Bring back the subjects that a backup has and the vault lacks. Stop the pipeline first.
@@ -262,10 +278,12 @@ def restore(
       telemetry vault restore /var/backups/vault-2026-11-22.sqlite3
 
       telemetry vault restore --new-journal
+
+      telemetry vault restore --new-vault    # there is no backup left
     """
     settings = _settings(config, state)
-    if new_journal is (file is not None):
-        raise typer.BadParameter("Name a FILE, or give --new-journal.")
+    if (file is not None) + new_journal + new_vault != 1:
+        raise typer.BadParameter("Name a FILE, or give --new-journal or --new-vault.")
     try:
         ask(settings.state_dir, "GET", "/vault/work")
     except NotRunningError:
@@ -280,10 +298,12 @@ def restore(
     from telemetry.identity.audit import AUDIT_FILE, AuditLog, actor_of  # noqa: PLC0415
 
     # Recorded first: what cannot be witnessed is not restored. After a disaster it begins anew.
+    action = "vault.begin" if new_vault else "vault.restore"
     log = AuditLog(settings.state_dir / AUDIT_FILE)
     try:
-        log.record(actor_of(), "vault.restore", {"file": file.name if file else ""}, "begun")
-        identity = _open(settings, "journal" if file is None else "restore")
+        log.record(actor_of(), action, {"file": file.name} if file else {}, "begun")
+        repair: Repair = "anew" if new_vault else "journal" if new_journal else "restore"
+        identity = _open(settings, repair)
         try:
             if file is not None:
                 _show("restoring", identity.restore(file), quiet=as_json)
@@ -291,7 +311,7 @@ def restore(
         finally:
             identity.close()
         told = {"rows": figures["subjects"], "tombstones": figures["erased"]}
-        log.record(actor_of(), "vault.restore", told, "done")
+        log.record(actor_of(), action, told, "done")
     finally:
         log.close()
     if as_json:

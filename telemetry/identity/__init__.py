@@ -23,13 +23,13 @@ from __future__ import annotations
 
 import re
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Final
 
 from telemetry.errors import CapsuleError, EventError, IdentifierError, KeyringError, PolicyError
 from telemetry.identity import guarded, pseudonym
@@ -60,8 +60,10 @@ from telemetry.identity.rotation import Turn, overdue, tend
 from telemetry.identity.vault import (
     CACHE_ROWS,
     CACHE_S,
+    MAX_AGE,
     STATES,
     Held,
+    Repair,
     SuppressionState,
     Tombstoned,
     Unreadable,
@@ -83,6 +85,7 @@ __all__ = [
     "Identity",
     "Kind",
     "Profile",
+    "Repair",
     "Resolved",
     "Sealed",
     "Sealer",
@@ -327,6 +330,7 @@ class Identity:
     ) -> None:
         self._keyring, self._vault, self._opener = keyring, vault, Opener(keyring)
         self._clock, self._now = clock, now
+        self._turns: deque[Turn] = deque()
         self._forget()
 
     def __repr__(self) -> str:
@@ -338,7 +342,7 @@ class Identity:
         return self._keyring.insecure
 
     @classmethod
-    def open(
+    def open(  # noqa: PLR0913 - each is one setting of the operator's, or of the policy
         cls,
         state: Path,
         *,
@@ -348,7 +352,8 @@ class Identity:
         journal_url: str | None = None,
         cache_rows: int = CACHE_ROWS,
         alone: bool = False,
-        repair: Literal["", "restore", "journal"] = "",
+        repair: Repair = "",
+        max_age: Period = MAX_AGE,
     ) -> Identity:
         """Open keyset and vault under a state folder.
 
@@ -362,10 +367,11 @@ class Identity:
             cache_rows: As for `Vault`.
             alone: Refuse a SQLite vault that another process serves, and keep others from it.
             repair: As for `Vault`.
+            max_age: How old a subject's secret becomes; of the policy.
 
         Raises:
             KeyringError: No usable keyset, a vault of another keyset, or HPKE does not work.
-            ConfigError: The vault is another process's, or does not fit its journal.
+            ConfigError: The vault is another process's, does not fit its journal, or is gone.
             VaultError: The vault cannot be reached.
         """
         self_test()
@@ -379,6 +385,7 @@ class Identity:
             journal_url=journal_url,
             cache_rows=cache_rows,
             repair=repair,
+            max_age=max_age,
         )
         if alone:
             try:
@@ -621,9 +628,23 @@ class Identity:
 
         Arguments and errors as `telemetry.identity.rotation.tend`.
         """
-        turns = tend(self._keyring, now=self._now(), keeps=keeps, holding=holding)
+        for turn in tend(self._keyring, now=self._now(), keeps=keeps, holding=holding):
+            self._turns.append(turn)
         self._keyring.report()
-        return turns
+        return self.turns()
+
+    def turns(self) -> list[Turn]:
+        """Give what was done to keys since this was asked last: for the audit log, once."""
+        self._turns.extend(Turn(what="created", key=key) for key in self._keyring.made())
+        return [self._turns.popleft() for _ in range(len(self._turns))]
+
+    def unheard(self, heard: Container[str]) -> list[Turn]:
+        """Give the living keys whose names are not among those that a log has heard of."""
+        return [
+            Turn(what="created", key=key)
+            for key in self._keyring.entries()
+            if key.state != "DESTROYED" and key.kid not in heard
+        ]
 
     def keys(self) -> tuple[Counter[tuple[str, str]], int]:
         """Count the keys by use and state, and those that should be destroyed by now."""
@@ -688,8 +709,9 @@ class Identity:
             VaultError: It cannot be written; call again later.
             KeyringError: The keyset cannot be written; call again later.
         """
-        _upkeep.rotate(self._vault, now=self._now(), after=rotate_after)
-        yield from _upkeep.rewrap(self._vault, keep=keep)
+        told = self._turns.append
+        _upkeep.rotate(self._vault, now=self._now(), after=rotate_after, told=told)
+        yield from _upkeep.rewrap(self._vault, keep=keep, told=told)
         _upkeep.forget(self._vault)
 
     def stats(self) -> Stats:
@@ -722,7 +744,8 @@ def open_vault(
     vault_url: str | None = None,
     journal_url: str | None = None,
     cache_rows: int = CACHE_ROWS,
-    repair: Literal["", "restore", "journal"] = "",
+    repair: Repair = "",
+    max_age: Period = MAX_AGE,
 ) -> Vault:
     """Open the vault of a state folder. Arguments and errors as for `Identity.open` and `Vault`."""
     return Vault(
@@ -731,6 +754,7 @@ def open_vault(
         journal=journal_url or f"sqlite:///{(state / _TOMBSTONES).absolute()}",
         cache_rows=cache_rows,
         repair=repair,
+        max_age=max_age,
     )
 
 

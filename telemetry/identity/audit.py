@@ -55,6 +55,7 @@ from telemetry.identity.merkle import (
 __all__ = [
     "ACTIONS",
     "AUDIT_FILE",
+    "KEY_ACTIONS",
     "AuditLog",
     "Body",
     "Checkpoint",
@@ -107,16 +108,19 @@ ACTIONS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
             "key.export": _KEY,
             "key.custody": (),
             "vault.backup": ("rows", "file"),
+            "vault.begin": ("rows", "tombstones"),
             "vault.restore": ("rows", "tombstones", "file"),
             "vault.rewrap": ("rows", "from_version", "version"),
             "rights.request": ("request", "right", "state", "recipient"),
             "rights.step": ("request", "right", "state", "recipient"),
-            "erasure": ("request", "state", "recipient"),
+            "erasure": (
+                *("request", "state", "recipient", "kind", "count", "reason", "ticket", "subject"),
+            ),
             "retention.sweep": ("store", *_COUNTED),
             "dead.open": _COUNTED,
             "dead.purge": _COUNTED,
             "dead.replay": _COUNTED,
-            "dead.release": _COUNTED,
+            "held.release": _COUNTED,
             "account.token": ("kind", "count", "domains", "ticket"),
             "account.join": ("kind", "count", "domains", "reason", "ticket", "tokens"),
             "reidentify.request": (*_REQUEST, "domain", "token"),
@@ -130,7 +134,7 @@ ACTIONS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
 )
 """Everything that can be logged, and what may be said about it. No member is an identifier."""
 
-_SEALED: Final = frozenset({"token", "tokens"})
+_SEALED: Final = frozenset({"token", "tokens", "subject"})
 """Members that an entry commits to and nobody can read in it, the log's owner included."""
 
 _VALUE = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{0,400}")
@@ -955,6 +959,17 @@ class _Key(Protocol):
     def epoch(self) -> str: ...
     @property
     def version(self) -> int: ...
+
+
+KEY_ACTIONS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "created": "key.create",
+        "promoted": "key.promote",
+        "scheduled": "key.schedule",
+        "destroyed": "key.destroy",
+    }
+)
+"""The action by what was done to a key."""
 
 
 def about_key(key: _Key) -> Body:

@@ -39,6 +39,7 @@ import socket
 import threading
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -430,6 +431,7 @@ class Keyring:
         self._primary: dict[tuple[str, str, str], Key] = {}
         self._opening: dict[tuple[str, str], Key] = {}
         self._wraps: dict[int, Key] = {}
+        self._made: deque[Key] = deque()
         self.generation = 0
         self._adopt(keys)
 
@@ -776,7 +778,12 @@ class Keyring:
         use, domain, epoch = slot
         key = replace(_fresh(_use(use), now, domain=domain, epoch=epoch), not_before=now)
         self._write((*self._keys, key))
+        self._made.append(key)
         return self._one(key.kid)
+
+    def made(self) -> list[Key]:
+        """Give the keys that were made on demand since this was asked last."""
+        return [self._made.popleft() for _ in range(len(self._made))]
 
     def _held(self, key: Key) -> Secret:
         if key.secret is None:

@@ -30,10 +30,9 @@ from pathlib import Path
 from typing import Final, Literal, NoReturn, TypeAlias
 
 from telemetry.errors import AuditError, IdentifierError, RefusedError
-from telemetry.identity import Domain, Identity, guarded
+from telemetry.identity import Domain, Identifier, Identity, guarded
 from telemetry.identity import pseudonym as _pseudonym
 from telemetry.identity.audit import AuditLog, Body
-from telemetry.identity.keyring import Secret
 from telemetry.identity.pseudonym import Profile, Tokenizer, canonicalize, check
 from telemetry.identity.vault import Held, Tombstoned, Unreadable
 from telemetry.policy import WaysBackRules
@@ -45,6 +44,7 @@ __all__ = [
     "Source",
     "WaysBack",
     "person_behind",
+    "sweep_requests",
 ]
 
 SubjectState: TypeAlias = Literal["known", "unknown", "erased"]
@@ -54,6 +54,7 @@ _LETTERS: Final = {"u": "account", "o": "organization"}
 _TOKEN = re.compile(r"ps1_([a-z0-9]{2,12})_([uomsdx])_[0-9a-hjkmnp-tv-z]{28}")
 _REQUEST_ID = re.compile(r"[0-9a-f]{8}")
 _TICKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._/#:-]{0,63}")
+_WORD: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _LIVE: Final = frozenset({"PRE_ACTIVE", "PRIMARY", "ENABLED"})
 _MOST_KEYS: Final = 8
 _CHUNK: Final = 500
@@ -117,6 +118,7 @@ class Lookup:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         # It is the identity's other half, for the two stores that both read.
+        self._identity = identity
         self._keyring = identity._keyring  # noqa: SLF001
         self._vault = identity._vault  # noqa: SLF001
         self._sources, self._domains, self._now = sources, tuple(domains), now
@@ -141,14 +143,49 @@ class Lookup:
         source = self._sources[kind]
         canonical = canonicalize(source.profile, value)
         held = self._held(source, [canonical])[canonical]
-        if not isinstance(held, Secret):
+        if not isinstance(held, Held):
             return ("erased" if isinstance(held, Tombstoned) else "unknown"), ()
         found = tuple(
-            LiveToken(domain.name, epoch, tokenizer(canonical, held.expose()))
+            LiveToken(domain.name, epoch, tokenizer(canonical, secret.expose()))
             for domain in self._domains
-            for epoch, tokenizer in self._tokenizers(domain, source, held)
+            for secret in _secrets(held)
+            for epoch, tokenizer in self._tokenizers(domain, source, secret)
         )
         return "known", found
+
+    def locator(self, kind: str, value: str) -> str:
+        """Name a subject as the vault does, in hex: tells nothing to who has no locator key.
+
+        Raises:
+            IdentifierError: It does not fit the profile.
+        """
+        source = self._sources[kind]
+        return _pseudonym.locator(
+            self._keyring.secret("locator").expose(),
+            kind=kind,
+            namespace=source.namespace,
+            canonical_id=canonicalize(source.profile, value),
+        ).hex()
+
+    def claim(self) -> None:
+        """Keep every other process from a SQLite vault, before it is written.
+
+        Raises:
+            ConfigError: One serves it already.
+        """
+        self._vault.claim()
+
+    def erase(self, kind: str, value: str, *, purposes: Iterable[str]) -> None:
+        """Destroy a subject's secret and leave a tombstone. Again, it changes nothing.
+
+        Raises:
+            IdentifierError: It does not fit the profile.
+            VaultError: It cannot be written.
+        """
+        source = self._sources[kind]
+        canonical = canonicalize(source.profile, value)
+        subject = Identifier(kind, source.namespace, canonical)
+        self._identity.erase(subject, purposes=purposes)
 
     def domain_of(self, token: str) -> tuple[Domain, Source]:
         """Tell where a token is valid and whose kind it is.
@@ -198,23 +235,24 @@ class Lookup:
                     continue
             count += len(chunk)
             for canonical, held in self._held(source, fitting).items():
-                if isinstance(held, Secret) and self._has(raw, domain, source, canonical, held):
+                if isinstance(held, Held) and self._has(raw, domain, source, canonical, held):
                     return canonical, count
             if seen is not None:
                 seen(count)
         return None, count
 
     def _has(
-        self, token: bytes, domain: Domain, source: Source, canonical: str, held: Secret
+        self, token: bytes, domain: Domain, source: Source, canonical: str, held: Held
     ) -> bool:
         return any(
-            hmac.compare_digest(tokenizer(canonical, held.expose()).encode(), token)
-            for _, tokenizer in self._tokenizers(domain, source, held)
+            hmac.compare_digest(tokenizer(canonical, secret.expose()).encode(), token)
+            for secret in _secrets(held)
+            for _, tokenizer in self._tokenizers(domain, source, secret)
         )
 
     def _held(
         self, source: Source, ids: Sequence[str]
-    ) -> dict[str, Secret | Tombstoned | Unreadable | None]:
+    ) -> dict[str, Held | Tombstoned | Unreadable | None]:
         """Fetch the secrets of those who have one."""
         key = self._keyring.secret("locator").expose()
         locators = {
@@ -227,11 +265,11 @@ class Lookup:
         return {canonical: found.get(locator) for canonical, locator in locators.items()}
 
     def _tokenizers(
-        self, domain: Domain, source: Source, held: Secret
+        self, domain: Domain, source: Source, held: Held
     ) -> list[tuple[str, Tokenizer]]:
         """Give what may have made tokens of a subject: at most eight keys, newest first."""
         # A subject uses one key for good: its pin. Who has none was here before any other key.
-        pinned = held.pins.get(domain.name, "") if isinstance(held, Held) else ""
+        pinned = held.pins.get(domain.name, "")
         known = self._made.get((domain.name, source.kind, pinned))
         if known is not None:
             return known
@@ -263,6 +301,11 @@ class Lookup:
         ]
         self._made[domain.name, source.kind, pinned] = made
         return made
+
+
+def _secrets(held: Held) -> tuple[Held, ...]:
+    """Give what a subject's tokens at recipients may have been made with, the present one first."""
+    return (held,) if held.former is None else (held, held.former)
 
 
 # --- Deciding -------------------------------------------------------------------------------------
@@ -371,6 +414,72 @@ class WaysBack:
             result = f"done:{len(ids)}"
             self._witness("account.token", what | {"domains": " ".join(domains)}, result)
             return told
+
+    # --- Erasure ------------------------------------------------------------------------------
+
+    def order_erasure(
+        self, kind: str, ids: Sequence[str], *, reason: str, ticket: str
+    ) -> tuple[str, list[tuple[SubjectState, tuple[LiveToken, ...]]]]:
+        """Witness that subjects are going to be erased, and give what recipients hold of them.
+
+        Nobody can compute these tokens once the secrets are gone. Each entry commits to its subject
+        by the locator, which nobody reads in it, and nobody finds without the locator key.
+
+        Args:
+            kind: ``account`` or ``organization``.
+            ids: As the application writes them; each fits the profile.
+            reason: A word: why.
+            ticket: Where it is explained.
+
+        Returns:
+            The number of the request, and the live tokens of each, in the order of `ids`.
+
+        Raises:
+            RefusedError: There is no such ticket or reason.
+            IdentifierError: An id does not fit; nothing is witnessed.
+            AuditError: It cannot be witnessed; nothing may be erased.
+            VaultError: The vault cannot be asked.
+        """
+        request = secrets.token_hex(4)
+        what: dict[str, str | int] = {"request": request, "kind": kind}
+        with self._requests.alone():
+            self._check_ticket("erasure", what, ticket)
+            if not _WORD.fullmatch(reason):
+                self._refuse("erasure", what, "reason", "A reason is a word of a-z, 0-9, - and _.")
+            what |= {"reason": reason, "ticket": ticket}
+            subjects = [self._lookup.locator(kind, value) for value in ids]
+            told = [self._lookup.tokens(kind, value) for value in ids]
+            for subject in subjects:
+                body = what | {"state": "ordered", "subject": subject}
+                self._audit.record(self._person, "erasure", body, "begun", self._digest)
+            self._audit.checkpoint()
+        return request, told
+
+    def erase(self, kind: str, ids: Sequence[str], *, purposes: Sequence[str]) -> None:
+        """Destroy the secrets of subjects whose erasure was ordered. Errors as `Lookup.erase`."""
+        for value in ids:
+            self._lookup.erase(kind, value, purposes=purposes)
+
+    def erased(self, request: str, kind: str, count: int) -> None:
+        """Witness that the subjects of a request are erased.
+
+        Raises:
+            AuditError: It cannot be witnessed; they are erased all the same.
+        """
+        what: dict[str, str | int] = {"request": request, "kind": kind, "count": count}
+        self._witness("erasure", what | {"state": "erased"}, "done")
+
+    def claim(self) -> None:
+        """Keep others from the vault. Errors as `Lookup.claim`."""
+        self._lookup.claim()
+
+    def fits(self, kind: str, value: str) -> bool:
+        """Tell whether an id is one at all."""
+        try:
+            self._lookup.locator(kind, value)
+        except IdentifierError:
+            return False
+        return True
 
     # --- Token to token -----------------------------------------------------------------------
 
@@ -624,6 +733,32 @@ class WaysBack:
         self._requests.close()
 
 
+def sweep_requests(state: Path, now: datetime) -> int:
+    """Delete the requests whose time is up, answered or not; the audit log keeps what it was told.
+
+    Without it, a token would stay of a request that nobody ever came back to, and the names of who
+    asked and approved for ever.
+
+    Args:
+        state: The state folder.
+        now: Aware wall clock.
+
+    Returns:
+        How many were deleted.
+
+    Raises:
+        AuditError: The store cannot be used.
+    """
+    if not (state / _STORE).exists():
+        return 0
+    requests = _Requests(state / _STORE)
+    try:
+        with requests.alone():
+            return requests.sweep(now)
+    finally:
+        requests.close()
+
+
 class _Requests:
     """Requests until they are answered or void. A token is removed with its request."""
 
@@ -696,6 +831,13 @@ class _Requests:
                 one = replace(one, state="void")
             found.append(one)
         return [one for one in found if one.state != "void"]
+
+    def sweep(self, now: datetime) -> int:
+        """Delete those whose time is up."""
+        rows = self._connection.execute("SELECT id, until FROM requests").fetchall()
+        gone = [(one,) for one, until in rows if now >= datetime.fromisoformat(until)]
+        self._connection.executemany("DELETE FROM requests WHERE id = ?", gone)
+        return len(gone)
 
     def approve(self, request: Request, approver: str) -> Request:
         self._connection.execute(

@@ -56,7 +56,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def command(
-    *arguments: str, cwd: Path, timeout_s: float = 60.0, **more: str
+    *arguments: str, cwd: Path, timeout_s: float = 60.0, stdin: str | None = None, **more: str
 ) -> subprocess.CompletedProcess[str]:
     """Run ``telemetry`` to its end."""
     return subprocess.run(  # noqa: S603 - our own command
@@ -64,6 +64,7 @@ def command(
         cwd=cwd,
         env=environment(**more),
         capture_output=True,
+        input=stdin,
         text=True,
         timeout=timeout_s,
         check=False,

@@ -166,3 +166,33 @@ def test_a_vault_of_the_first_version_starts_and_goes_on(tmp_path: Path) -> None
             running.drain()
             figures = told("stats", "--state", str(state), cwd=tmp_path)
             assert (figures["schema"], figures["subjects"]) == (2, 10)
+
+
+def test_a_pipeline_whose_vault_vanished_does_not_start_until_somebody_decides(
+    tmp_path: Path,
+) -> None:
+    state = ("--state", str(tmp_path / "state"))
+    with HeapStandIn() as heap, SentryStandIn() as sentry:
+        running = Running(tmp_path, heap, sentry)
+        with running:
+            running.events(events(1000, 5))
+            running.drain()
+            running.stop()
+        for file in (tmp_path / "state").glob("vault.sqlite3*"):
+            file.unlink()
+        for words in (
+            ("run", "--bind=127.0.0.1:0", "--admin-bind=127.0.0.1:0"),
+            ("vault", "stats"),
+        ):
+            refused = command(*words, *state, cwd=tmp_path)
+            assert refused.returncode == 2
+            assert "The vault is gone" in refused.stderr
+            assert "telemetry vault restore FILE" in refused.stderr
+        assert told("restore", "--new-vault", *state, cwd=tmp_path)["subjects"] == 0
+        with running:
+            running.events(events(1000, 5))
+            running.drain()
+        assert len({event["identity"] for event in heap.events}) == 10
+        logged = command("audit", "log", "--action=vault.begin", "--json", *state, cwd=tmp_path)
+        results = [json.loads(line)["result"] for line in logged.stdout.splitlines()]
+        assert results == ["begun", "done"]

@@ -130,6 +130,7 @@ def tokens(folder: Path, account: str = ACCOUNT) -> dict[str, str]:
         ["audit", "prove"],
         ["audit", "erase"],
         ["account", "token"],
+        ["account", "erase"],
         ["account", "join"],
         ["account", "reidentify", "request"],
         ["account", "reidentify", "approve"],

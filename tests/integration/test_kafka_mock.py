@@ -170,7 +170,7 @@ def test_a_repeat_that_follows_a_finished_origin_is_stepped_over(
 def test_a_record_that_does_not_decode_is_counted_and_stepped_over(open_broker: Opener) -> None:
     broker = open_broker()
     broker.append(SEALED, [make_parcel(0)], {ONE: 1})
-    topic = broker._topic(SEALED)
+    topic = broker.topic(SEALED)
     broken = Record(topic, 1, PLANTED.encode(), [("events", b"7")])
     silent = Record(topic, 1, b"\0\0", [])
     broker._send([broken, silent])
@@ -185,7 +185,7 @@ def test_what_retention_removed_is_stepped_over_and_never_silently(
     open_broker: Opener, mock: MockKafka, caplog: pytest.LogCaptureFixture, left: int
 ) -> None:
     broker = open_broker()
-    topic = broker._topic(SEALED)
+    topic = broker.topic(SEALED)
     for n in range(5):
         broker._send([record(topic, 0, n)])
     first = broker.poll(SEALED, GROUP, 1)

@@ -43,6 +43,7 @@ from telemetry.parcel import Parcel
 from telemetry.policy import load_policy
 from telemetry.run import Part, Runner, open_broker
 from telemetry.testing.brokers import make_parcel
+from tests.integration.running import command
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 IN, SEAL = Entry("edge", "items_in"), Entry("edge", "sealed")
@@ -198,8 +199,12 @@ def test_the_unit_of_a_role_has_the_guards_of_the_whole() -> None:
 def test_topics_say_how_long_from_policy_and_in_three_languages() -> None:
     section = BrokerSection(topic_prefix="acme")
     wanted = topics.topics_for(section, load_policy())
+    *streams, orders = wanted
+    assert orders.name == "acme.orders.v1"
+    assert (orders.partitions, orders.settings["cleanup.policy"]) == (1, "compact")
+    assert "retention.ms" not in orders.settings
     kept = {
-        t.stream: int(t.settings["retention.ms"]) + int(t.settings["segment.ms"]) for t in wanted
+        t.stream: int(t.settings["retention.ms"]) + int(t.settings["segment.ms"]) for t in streams
     }
     day = 24 * 3600 * 1000
     assert kept == {
@@ -216,17 +221,22 @@ def test_topics_say_how_long_from_policy_and_in_three_languages() -> None:
         ("pseudonymizer", "acme.sealed.v1"),
         ("forwarder-heap", "acme.clean.heap.v1"),
         ("forwarder-sentry", "acme.clean.sentry.v1"),
+        ("operator", "acme.dead.v1"),
+        ("operator", "acme.held.v1"),
+        ("pseudonymizer", "acme.orders.v1"),
+        ("forwarder-heap", "acme.orders.v1"),
+        ("forwarder-sentry", "acme.orders.v1"),
     }
     shell = topics.as_commands(wanted, grants)
-    assert shell.count("--create") == 5
+    assert shell.count("--create") == 6
     assert "--allow-principal User:gateway --operation Write" in shell
     documents = [json.loads(d) for d in topics.as_strimzi(wanted, grants, "c").split("---\n")[1:]]
-    assert [d["kind"] for d in documents].count("KafkaTopic") == 5
+    assert [d["kind"] for d in documents].count("KafkaTopic") == 6
     assert {d["metadata"]["name"] for d in documents if d["kind"] == "KafkaUser"} == {
         g.role for g in grants
     }
     terraform = topics.as_terraform(wanted, grants)
-    assert terraform.count('resource "kafka_topic"') == 5
+    assert terraform.count('resource "kafka_topic"') == 6
     assert terraform.count('resource "kafka_acl"') == sum(len(g.operations) for g in grants)
 
 
@@ -368,3 +378,53 @@ def test_what_waits_survives_a_restart_of_the_gateway(
     assert log.spool.books() == {IN: 3, SEAL: 1, DROPPED: 2}
     assert events(log, SEALED) == [7]
     again._spool.close()
+
+
+# ---------------------------------------------------------------------- where nobody listens
+
+
+def nobody() -> str:
+    """Give an address at which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def test_where_no_broker_answers_one_sentence_names_the_address(tmp_path: Path) -> None:
+    address = nobody()
+    config = tmp_path / "t.toml"
+    config.write_text(f'[broker]\nkind = "kafka"\nbootstrap = "{address}"\n', "utf-8")
+    for words in (["topics", "check"], ["dead", "list", "--state", str(tmp_path / "state")]):
+        done = command(*words, "--config", str(config), cwd=tmp_path)
+        assert done.returncode == 1
+        assert done.stdout == ""
+        (line,) = done.stderr.splitlines()
+        assert f"No Kafka answers at {address}" in line
+        assert "broker.bootstrap" in line
+
+
+def test_a_role_says_once_that_no_broker_answers_and_once_that_one_does_again(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    address = nobody()
+    broker = KafkaBroker(address, timeout_s=1)
+    with pytest.raises(BrokerError, match=f"No Kafka answers at {address}"):
+        broker.tend()
+    broker.tend()  # asked again in half a minute only
+    for _ in range(2):
+        with pytest.raises(BrokerError, match=f"No Kafka answers at {address}"):
+            broker.poll(SEALED, "test", 1)
+        with pytest.raises(BrokerError, match=f"No Kafka answers at {address}"):
+            broker.append(SEALED, [make_parcel(0)], {})
+    broker.close()
+    ours = [record.getMessage() for record in caplog.records if "kafka_away" in record.getMessage()]
+    assert ours == [f"kafka_away bootstrap={address}"]
+    assert len(caplog.records) == 1, "the client's own lines are a flood"
+    # A gateway that keeps events on its own disk tells it as it starts.
+    caplog.clear()
+    away = KafkaBroker(address, timeout_s=1)
+    buffered = Buffered(away, Spool(tmp_path / "spool.sqlite3", key=bytes(32)))
+    deadline = time.monotonic() + 20
+    while "kafka_away" not in caplog.text:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    buffered.close()

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from running import Running, command, until
 
-from telemetry.brokers import DEAD, SEALED, Entry
+from telemetry.brokers import DEAD, HELD, SEALED, Entry
 from telemetry.config import Settings
 from telemetry.dead_letter import noted
 from telemetry.identity import load_dead_letter_sealer
-from telemetry.identity.audit import actor_of
+from telemetry.identity.audit import AUDIT_FILE, AuditLog, actor_of
 from telemetry.run import open_broker
 from telemetry.testing import HeapStandIn, SentryStandIn
 from telemetry.testing.brokers import make_parcel
@@ -105,6 +105,49 @@ def test_purged_letters_are_gone_and_counted(
     assert run(ours, "books")["exact"]
 
 
+def test_held_events_are_listed_and_released_with_a_pipeline_and_without(
+    tmp_path: Path, heap: HeapStandIn, sentry: SentryStandIn
+) -> None:
+    ours = Running(tmp_path, heap, sentry)
+    with ours:
+        assert ours.events([GOOD])
+        ours.drain()
+        assert ours.stop() == 0
+    spool = open_broker(Settings(state=str(ours.state)))
+    now = datetime.now(UTC)
+    held = [
+        replace(
+            make_parcel(number, kind="analytics_event"),
+            reason="restricted",
+            occurred_at=now,
+            received_at=now,
+            retain_until=now + timedelta(days=9),
+        )
+        for number in (1, 2, 3)
+    ]
+    counts = {Entry("edge", "items_in"): 3, Entry("edge", "sealed"): 3}
+    spool.append(HELD, held, counts | {Entry("pseudonymizer", "held", "restricted"): 3})
+    spool.close()
+    assert len(run(ours, "held", "list")) == 3
+    assert run(ours, "held", "release", "--event", held[0].event_id) == {"released": 1}
+    refused = command("held", "release", cwd=tmp_path, **ours.more)
+    assert refused.returncode == 2
+    assert "--all" in refused.stderr
+    with Running(tmp_path, heap, sentry) as ours:
+        found = run(ours, "held", "list")
+        assert [one["event_id"] for one in found] == [one.event_id for one in held[1:]]
+        assert PLANTED not in json.dumps(found)
+        table = command("held", "list", cwd=tmp_path, **ours.more)
+        assert "restricted" in table.stdout
+        assert run(ours, "held", "release", "--all") == {"released": 2}
+        assert run(ours, "held", "list") == []
+        assert run(ours, "held", "release", "--all") == {}
+        books = ours.drain()
+        assert (books["released"], books["waiting"]["held"]) == (3, 0)
+        assert books["exact"]
+        assert (actor_of(), {"count": 2}) in ours.witnessed("held.release")
+
+
 ORIGINAL = {"event": "old name", "account": 7, "time": "2026-11-20T10:11:12Z", "properties": {}}
 
 
@@ -166,6 +209,13 @@ def test_what_could_not_be_read_goes_again_with_its_id_once_it_can(
         again = run(ours, "dead", "replay", "--event", f"{0:032x}", "--key", key)
         assert again == {}
         assert (actor_of(), {"count": 4}) in ours.witnessed("dead.replay")
+        assert ours.stop() == 0
+    log = AuditLog(ours.state / AUDIT_FILE)
+    (told,) = log.entries(action="retention.sweep")
+    log.close()
+    assert told.body is not None
+    assert (told.actor, told.body["store"], told.body["count"]) == ("role:run", "dead", 1)
+    assert str(told.body["oldest"]) == str(told.body["latest"]) < now.isoformat()
 
 
 def test_one_page_answers_the_four_questions(

@@ -91,7 +91,7 @@ def test_sentry_is_down_for_ten_seconds(
     outage(tmp_path, heap, sentry, 10.0)
 
 
-@pytest.mark.slow
+@pytest.mark.endurance
 @pytest.mark.timeout(240)
 def test_sentry_is_down_for_a_minute(
     tmp_path: Path, heap: HeapStandIn, sentry: SentryStandIn

@@ -216,8 +216,10 @@ def test_the_journal_may_be_a_database_too(opened: Callable[..., Vault], server:
     assert stats(two).erased == 40
     one.close()
     two.close()
-    drop(server)  # an empty vault comes back: the journal fills it
-    assert stats(opened(journal_url=journal)).erased == 40
+    drop(server)  # an empty database comes back: it is missed; and begun anew, the journal fills it
+    with pytest.raises(ConfigError, match="The vault is gone"):
+        opened(journal_url=journal)
+    assert stats(opened(journal_url=journal, repair="anew")).erased == 40
 
 
 WORKER = """

@@ -28,7 +28,14 @@ JARS = ROOT / "build" / "kafka"
 _FETCH_S: Final = 300
 _START_S: Final = 60.0
 _STOP_S: Final = 15.0
-USERS: Final = ("gateway", "pseudonymizer", "forwarder-heap", "forwarder-sentry", "admin")
+USERS: Final = (
+    "gateway",
+    "pseudonymizer",
+    "forwarder-heap",
+    "forwarder-sentry",
+    "operator",
+    "admin",
+)
 
 
 def password_of(user: str) -> str:

@@ -21,7 +21,7 @@ from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, R
 from typer.testing import CliRunner
 
 from telemetry.admin import NoAnswerError, NotRunningError, ask
-from telemetry.brokers import DEAD, HELD, SEALED, clean
+from telemetry.brokers import DEAD, HELD, ORDERS, SEALED, Order, clean
 from telemetry.brokers.kafka.topics import grants_for, topics_for
 from telemetry.cli import app
 from telemetry.cli import roles as _registered  # noqa: F401 - it registers the commands
@@ -207,9 +207,8 @@ def cast(
             "TELEMETRY_HEAP_APP_ID": heap.settings["app_id"],
         }
         roles["forwarder-sentry"].more = {"TELEMETRY_SENTRY_DSN": sentry.dsn}
-        shutil.rmtree(roles["p-1"].state)
-        roles["p-1"].state.mkdir(mode=0o700)
-        shutil.copytree(roles["p-0"].state / "keys", roles["p-1"].state / "keys")
+        (roles["p-1"].state / "keys").rmdir()
+        (roles["p-1"].state / "keys").symlink_to(roles["p-0"].state / "keys")
         for name in ("p-0", "p-1"):
             roles[name].more = {
                 "TELEMETRY_VAULT_URL": database,
@@ -276,6 +275,11 @@ def test_roles_apart_deliver_everything_and_leak_nothing(
         assert leaks.search(files_under(role.folder)) == [], role.member
     assert leaks.search(stored(server, secured["topic_prefix"])) == []
 
+    # An order that is given to one process is obeyed by the others, wherever they are.
+    assert ask(roles["p-0"].state, "POST", "/pause/heap")
+    until(lambda: roles["forwarder-heap"].books().get("paused") == ["heap"], 20.0, "heap waits")
+    assert roles["forwarder-sentry"].books()["paused"] == []
+
     # What a role has of keys is what it was given: the others never had a file to open.
     assert gateway.files() & {"keyset.json", "spool.json", "vault.sqlite3"} == set()
     for name in FORWARDERS:
@@ -331,12 +335,20 @@ def test_a_role_may_do_what_its_grants_say_and_nothing_else(
         "a forwarder reads no sealed log": lambda: forwarder.poll(SEALED, "heap", 1),
         "a forwarder reads no other's log": lambda: forwarder.poll(clean("sentry"), "heap", 1),
         "a forwarder writes no sealed log": lambda: forwarder.append(SEALED, [make_parcel(2)], {}),
+        "a gateway gives no orders": lambda: gateway.board().give(
+            Order("recipient", "heap", "pause")
+        ),
+        "a gateway reads no orders": lambda: gateway.board().look(),
     }
     for what, call in refused.items():
         with pytest.raises(BrokerError):
             call()
         assert what
     assert forwarder.poll(clean("heap"), "heap", 1).parcels == ()
+    board = forwarder.board()
+    board.give(Order("recipient", "heap", "pause"))
+    assert board.look() == [Order("recipient", "heap", "pause")]
+    board.close()
     gateway.append(SEALED, [make_parcel(3)], {})
     gateway.close()
     forwarder.close()
@@ -407,7 +419,8 @@ def test_topics_are_checked_against_the_policy_and_made_to_fit(
     assert before.exit_code == 1
     missing = {d["where"] for d in json.loads(before.stdout)["differences"]}
     assert missing == {
-        f"{prefix}.{stream}.v1" for stream in (SEALED, DEAD, HELD, clean("heap"), clean("sentry"))
+        f"{prefix}.{stream}.v1"
+        for stream in (SEALED, DEAD, HELD, clean("heap"), clean("sentry"), ORDERS)
     }
     assert run("apply", "--yes").exit_code == 0
     assert run("check").exit_code == 0

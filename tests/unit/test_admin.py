@@ -8,6 +8,7 @@ import socket
 import stat
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -21,15 +22,23 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from typer.testing import CliRunner
 
-from telemetry.admin import Admin, NoAnswerError, NotRunningError, ask
-from telemetry.books import Books
+from telemetry.admin import (
+    Admin,
+    NoAnswerError,
+    NotHereError,
+    NotRunningError,
+    ask,
+    ask_each,
+    socket_name,
+)
+from telemetry.books import Books, joined
 from telemetry.brokers import SEALED, Entry, Room, clean
 from telemetry.cli import app, letters, vault  # noqa: F401 - they register
 from telemetry.errors import AuditError, BrokerError, ConfigError
 from telemetry.identity.audit import actor_of
 from telemetry.metrics import exposition
 from telemetry.retention import Period
-from telemetry.status import Snapshot
+from telemetry.status import Snapshot, as_json, merged
 from telemetry.testing.brokers import make_parcel
 from telemetry.upkeep import Upkeep, Work
 
@@ -64,11 +73,16 @@ class Runner:
         }
         self.identity = SimpleNamespace(keys=lambda: (Counter({("seal", "PRIMARY"): 1}), 0))
         self.redrive = None
+        self.orders = SimpleNamespace(shared=False, release=self.release, revoke=self.release)
         self.released: list[str] = []
-        self.pseudonymizer.brake = SimpleNamespace(
-            release=lambda: self.released.append("pseudonymizer")
-        )
         self.seen = Counter({("requests", ("native", "200")): 7, ("refusals", ("not_json",)): 1})
+
+    @property
+    def ordered(self) -> tuple[str, ...]:
+        return tuple(self.forwarders)
+
+    async def release(self, stage: str) -> None:
+        self.released.append(stage)
 
     async def books(self) -> Books:
         return BOOKS
@@ -216,7 +230,7 @@ async def test_the_socket_is_its_owners_and_takes_orders(runner: Runner, tmp_pat
     assert runner.released == ["pseudonymizer", "pseudonymizer"]
     assert (await asked(tmp_path, "GET", "/status"))["recipients"]["sentry"] == "braked"
     for method, target in (("GET", "/dead"), ("POST", "/dead/purge"), ("POST", "/dead/replay")):
-        with pytest.raises(ConfigError, match="embedded log"):
+        with pytest.raises(ConfigError, match="lie in topics"):
             await asked(tmp_path, method, target)
     with pytest.raises(ConfigError, match="Not Found"):
         await asked(tmp_path, "POST", "/destroy/heap")
@@ -376,3 +390,139 @@ async def test_work_that_did_not_come_to_its_end_says_so() -> None:
     await upkeep.run(stop)
     await upkeep.backup(Path("copy"))
     assert "stopped before it was through" in upkeep.asked.error
+
+
+def _pages() -> dict[str, dict[str, Any]]:
+    """Of a forwarder that is paused and a gateway, as they would answer."""
+    forwarder = as_json(
+        Snapshot(
+            now=NOW,
+            books=Books({Entry("heap", "routed"): 3, Entry("heap", "delivered"): 2},
+                        {clean("heap"): 1}, ("heap",)),
+            holding="",
+            forwarders={"heap": "paused"},
+            policy="c0" * 32,
+            accepted=True,
+            environment="staging",
+            oldest={clean("heap"): replace(make_parcel(1), received_at=NOW - timedelta(days=3),
+                                           retain_until=NOW + timedelta(days=4))},
+            room={},
+            letters=Period(days=30),
+        )
+    )  # fmt: skip
+    gateway = as_json(
+        Snapshot(
+            now=NOW,
+            books=Books({Entry("edge", "items_in"): 7, Entry("edge", "sealed"): 7}, {}, (),
+                        whole=False),
+            holding="BrokerError",
+            forwarders={},
+            policy="c0" * 32,
+            accepted=True,
+            environment="staging",
+            oldest={},
+            room={},
+            letters=Period(days=30),
+        )
+    )  # fmt: skip
+    return {"forward.heap": forwarder, "gateway": gateway}
+
+
+def test_several_roles_of_one_folder_make_one_page() -> None:
+    page = merged(_pages())
+    assert not page["well"]
+    assert page["holding"] == "BrokerError"
+    assert page["recipients"] == {"heap": "paused"}
+    assert page["time_to_loss_s"] == {clean("heap"): 4 * 86400.0}
+    told = {answer["question"]: answer for answer in page["answers"]}
+    assert told["safe now?"]["because"] == [
+        "forward.heap: heap is paused",
+        "gateway: the pseudonymizer takes nothing: BrokerError",
+    ]
+    assert told["time left?"]["answer"] == "4 d"
+    alone = _pages()["gateway"]
+    assert merged({"gateway": alone}) == alone
+
+
+def test_the_books_of_several_roles_are_joined_and_nothing_is_counted_twice() -> None:
+    whole = BOOKS.as_json() | {"paused": []}
+    forwarder = Books(
+        {Entry("heap", "routed"): 3, Entry("heap", "delivered"): 2,
+         Entry("heap", "dropped", "expired"): 1},
+        {}, ("heap",),
+    ).as_json() | {"paused": ["heap"]}  # fmt: skip
+    books = joined([whole, forwarder])
+    assert books["events_in"] == 5
+    assert books["delivered"] == {"heap": 2}
+    assert books["dropped"] == {"expired": 2}
+    assert books["dropped_at"] == {"edge": {"expired": 1}, "heap": {"expired": 1}}
+    assert books["paused"] == ["heap"]
+    assert books["pending"] == {"pseudonymizer": 1, "heap": 1}
+    assert joined([whole]) == whole
+
+
+def test_the_socket_of_each_role_has_a_name_of_its_own_whatever_its_members_name() -> None:
+    names = [
+        socket_name(),
+        socket_name("gateway"),
+        socket_name("forward", "heap"),
+        socket_name("forward", "sentry"),
+        socket_name("forward", "heap", "heap-0"),
+        socket_name("forward", "heap", "heap-1"),
+        socket_name("forward", "heap", "a/../b"),
+        socket_name("forward", "heap", "n" * 200),
+    ]
+    assert len(set(names)) == len(names)
+    assert all("/" not in name and len(name) < 85 for name in names)
+
+
+async def test_roles_of_one_folder_keep_their_sockets_and_each_is_asked(tmp_path: Path) -> None:
+    runners = {name: Runner() for name in ("heap", "sentry")}
+    admins = []
+    for name, runner in runners.items():
+        runner.pseudonymizer = None  # type: ignore[assignment]
+        runner.forwarders = {name: SimpleNamespace(paused=False)}
+        admins.append(Admin(runner))  # type: ignore[arg-type]
+        await admins[-1].start("127.0.0.1", 0, tmp_path / socket_name("forward", name))
+    try:
+        for name in runners:
+            assert await asked(tmp_path, "POST", f"/pause/{name}") == {"paused": [name]}
+        assert all(runner.forwarders[name].paused for name, runner in runners.items())
+        each = await asyncio.to_thread(ask_each, tmp_path, "POST", "/resume/all")
+        assert each == {
+            "forward.heap": {"resumed": ["heap"]},
+            "forward.sentry": {"resumed": ["sentry"]},
+        }
+        with pytest.raises(NotHereError, match="no such recipient"):
+            await asked(tmp_path, "POST", "/pause/jane")
+        # A second one of the same name is refused; the first one keeps its socket.
+        twin = Admin(runners["heap"])  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="two of one role and one name"):
+            await twin.start("127.0.0.1", 0, tmp_path / socket_name("forward", "heap"))
+        await twin.stop()
+        assert (await asked(tmp_path, "POST", "/pause/heap")) == {"paused": ["heap"]}
+    finally:
+        for one in admins:
+            await one.stop()
+    assert list(tmp_path.iterdir()) == []  # noqa: ASYNC240
+
+
+async def test_a_socket_whose_owner_is_too_busy_to_answer_is_not_taken(
+    runner: Runner, tmp_path: Path
+) -> None:
+    path = tmp_path / "admin.sock"
+    with socket.socket(socket.AF_UNIX) as there:
+        there.bind(str(path))
+        there.listen(0)  # and never accepts
+        waiting = [socket.socket(socket.AF_UNIX) for _ in range(3)]
+        for one in waiting:
+            one.setblocking(False)
+            with suppress(BlockingIOError):
+                one.connect(str(path))
+        admin = Admin(runner)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError):
+            await admin.start("127.0.0.1", 0, path)
+        await admin.stop()
+        for one in waiting:
+            one.close()
+        assert path.exists()

@@ -45,6 +45,7 @@ LAYERS = [
         "telemetry.pipeline",
         "telemetry.forward",
         "telemetry.letters",
+        "telemetry.orders",
         "telemetry.redrive",
         "telemetry.status",
     },
@@ -103,6 +104,8 @@ CATCH_ALL = {
     # kafka-python raises errors of many trees; a client that raised once is given up, and each of
     # these raises ours instead (reliability.md, K3)
     "telemetry.brokers.kafka.__init__": 9,
+    "telemetry.brokers.kafka.board": 2,
+    "telemetry.brokers.kafka.shelf": 2,
     "telemetry.brokers.kafka.topics": 3,
 }
 

@@ -24,7 +24,7 @@ from telemetry.dead_letter import (
     noted,
     sweep,
 )
-from telemetry.errors import ConfigError, TooManyDead
+from telemetry.errors import TooManyDead
 from telemetry.identity import (
     initialise_development,
     load_dead_letter_opener,
@@ -33,7 +33,6 @@ from telemetry.identity import (
 from telemetry.parcel import Parcel
 from telemetry.pipeline import _with_names_hidden
 from telemetry.retention import Period
-from telemetry.run import _Paused
 from telemetry.testing.brokers import make_parcel
 
 BODY = b'{"message":"what may not be read here"}'
@@ -67,16 +66,6 @@ def test_parcels_dead_letters_and_counts_are_stored_together(tmp_path: Path) -> 
     assert (again.pending()[SEALED], again.pending()[DEAD]) == (1, 1)
     assert again.books()[Entry("edge", "items_in")] == 2
     again.close()
-
-
-def test_what_was_paused_is_known_after_a_restart(tmp_path: Path) -> None:
-    path = tmp_path / "paused.json"
-    assert _Paused(path).read() == []
-    _Paused(path).write(["sentry", "heap"])
-    assert _Paused(path).read() == ["heap", "sentry"]
-    path.write_bytes(b"{")
-    with pytest.raises(ConfigError, match="nobody knows"):
-        _Paused(path).read()
 
 
 def test_the_names_of_a_map_are_hidden_once_one_of_them_is_personal() -> None:

@@ -365,6 +365,60 @@ async def test_a_limited_scope_waits_while_others_go_on_even_behind_it() -> None
     assert balanced(broker)
 
 
+@pytest.mark.parametrize("events", [9, 1])
+async def test_forwarders_of_one_recipient_keep_its_limit_together(events: int) -> None:
+    """One works alone, a second joins, the first dies: in no period more than the limit is sent."""
+    period_s, now = 30.0, 1000.0
+    sent: list[float] = []
+    shares = {"one": 1.0, "two": 0.0}
+
+    def take(deliveries: Sequence[Delivery]) -> Sequence[Outcome]:
+        sent.extend([now] * len(deliveries))
+        return [Delivered()] * len(deliveries)
+
+    def member(name: str) -> Forwarder:
+        worker = forwarder(
+            Scripted(take, max_deliveries=7),
+            filled(120),
+            rates=(Rate(events=events, period_s=period_s),),
+            share=lambda: shares[name],
+            monotonic=lambda: now,
+            max_events=120,
+        )
+
+        async def rest(_seconds: float) -> None:
+            await asyncio.sleep(0)
+
+        worker._rest = rest  # type: ignore[method-assign] # its clock is the test's
+        return worker
+
+    members = {name: member(name) for name in shares}
+    tasks = {name: asyncio.ensure_future(one.step()) for name, one in members.items()}
+    members["two"].paused = True  # it is not there yet
+    try:
+        for tick in range(300):
+            if tick == 60:
+                shares.update(one=0.75, two=0.25)
+                members["two"].paused = False
+            if tick == 180:
+                members["one"].paused = True
+                shares.update(one=0.0, two=1.0)
+            for _ in range(8):
+                await asyncio.sleep(0)
+            now += 1.0
+        if events == 1:  # less than one each: in the mean only
+            assert len(sent) <= 300 / period_s + len(members)
+        else:
+            for at in set(sent):
+                assert sum(at <= other < at + period_s for other in sent) <= events
+            assert sum(at < 1060 for at in sent) == 2 * events, "alone it has the whole"
+            assert sum(1090 <= at < 1180 for at in sent) >= 2 * events, "together nearly so"
+        assert sum(at >= 1240 for at in sent) >= events, "what a dead one had comes to the others"
+    finally:
+        for task in tasks.values():
+            task.cancel()
+
+
 async def test_rates_hold_for_each_identity_and_for_all() -> None:
     broker, sink = filled(60), Scripted(all_delivered)
     worker = forwarder(

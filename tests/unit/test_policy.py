@@ -12,6 +12,7 @@ from scrubbers.detectors import Detectors
 from scrubbers.engine import scrub
 from telemetry.errors import ConfigError, PolicyError, SchemaError
 from telemetry.policy import Policy, PolicyRegister, load_policy, schemas_dir
+from telemetry.retention import Period
 from telemetry.rules import Schemas
 from telemetry.schema import load_records
 
@@ -327,6 +328,17 @@ def test_a_register_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         PolicyRegister(path)
 
 
+@pytest.mark.parametrize("text", ["P13M", "P1Y", "P14M1D", "P400D"])
+def test_a_secret_lives_for_whole_months_and_long_enough_to_be_erased_everywhere(
+    edited: Callable[[str, str, str], Path], text: str
+) -> None:
+    assert load_policy().max_age == Period(months=36)
+    folder = edited("policy/pseudonyms.toml", '"P36M"', f'"{text}"') / "policy"
+    with pytest.raises(PolicyError, match="whole months, or below 14") as caught:
+        load_policy(folder)
+    assert "pseudonyms.toml" in str(caught.value)
+
+
 def test_a_policy_may_drop_trace_ids_but_not_of_what_is_nothing_without(
     edited: Callable[[str, str, str], Path],
 ) -> None:
@@ -337,7 +349,8 @@ def test_a_policy_may_drop_trace_ids_but_not_of_what_is_nothing_without(
         event = b'{"contexts": {"trace": {"trace_id": "%s"}}}' % (b"ab" * 16)
         outcome = scrub(event, schemas.rules_for("error_event", event))
         assert (b"ab" * 16 in outcome.event) is kept
-        assert (("contexts", "trace") in {r.path for r in outcome.remarks}) is not kept
+        gone = ("contexts", "trace", "trace_id")
+        assert (gone in {r.path for r in outcome.remarks}) is not kept
     kinds = (folder / "purposes.toml").read_text("utf-8").replace('"check_in"', '"log"')
     (folder / "purposes.toml").write_text(kinds, "utf-8")
     with pytest.raises(PolicyError, match="without which 'log' is nothing") as caught:

@@ -13,12 +13,12 @@ import pytest
 from making import NOW, TENANT, World
 
 from telemetry.books import Books
-from telemetry.brokers import DEAD, SEALED, Entry
+from telemetry.brokers import DEAD, HELD, SEALED, Entry
 from telemetry.brokers.spool import Spool
 from telemetry.dead_letter import burying
 from telemetry.edge import Item
 from telemetry.identity import Identifier, Identity, load_dead_letter_sealer
-from telemetry.letters import Chosen, Opened, page, purge
+from telemetry.letters import Chosen, Meant, Opened, page, purge, release
 from telemetry.parcel import Parcel
 from telemetry.pipeline import Deliver, Drop
 from telemetry.redrive import Redrive
@@ -207,3 +207,35 @@ def test_letters_are_chosen_by_everything_that_is_said(desk: Desk) -> None:
     assert found() == [1, 2]
     assert desk.spool.books()[Entry("dead", "dropped", "purged")] == 1
     assert desk.exact
+
+
+async def test_held_events_go_on_once_and_what_is_still_restricted_is_held_again(
+    desk: Desk,
+) -> None:
+    held = desk.world.parcel("analytics_event", EVENT, "ab" * 16)
+    late = desk.world.parcel("analytics_event", EVENT, "cd" * 16)
+    late = replace(late, retain_until=desk.world.now + timedelta(days=1))
+    both = [replace(parcel, reason="restricted") for parcel in (held, late)]
+    counts = {Entry("edge", "items_in"): 2, Entry("edge", "sealed"): 2}
+    counts[Entry("pseudonymizer", "held", "restricted")] = 2
+    desk.spool.append(HELD, both, counts)
+    now = desk.world.now + timedelta(days=2)
+    listed, _ = page(desk.spool, Chosen(), now, stream=HELD)
+    assert [(one.reason, one.goes_again) for one in listed] == [
+        ("restricted", "yes"),
+        ("restricted", "expired"),
+    ]
+    assert str(ACCOUNT) not in repr(listed)
+    meant = [
+        Meant(seq=int(one.place.partition("/")[2]), event_id=one.event_id, reason=one.reason)
+        for one in listed
+    ]
+    assert release(desk.spool, meant, now) == {"released": 1, "expired": 1}
+    assert release(desk.spool, meant, now) == {"not_there": 1, "expired": 1}
+    (again,) = desk.sealed
+    assert again == held
+    books = Books(desk.spool.books(), desk.spool.pending(), (), shelved=True)
+    assert books.exact
+    assert books.as_json()["released"] == 1
+    assert books.as_json()["waiting"]["held"] == 1
+    assert isinstance(desk.world.decide(again), dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from telemetry.brokers import SEALED, Entry
 from telemetry.brokers.spool import Spool
 from telemetry.config import GatewaySection, Project, RecipientSettings, Settings
 from telemetry.errors import ConfigError, SpoolFull
+from telemetry.identity.ways_back import Request, _Requests
 from telemetry.policy import load_policy
 from telemetry.run import Runner, Storage, networks_of
 from telemetry.sinks.wire import may_reach
@@ -100,6 +102,36 @@ async def test_a_pipeline_that_is_short_refuses_analytics_and_takes_errors(tmp_p
                     statuses.append(answer.status)
         assert statuses == [429, 200]
         assert runner.seen["refusals", ("shed",)] == 1
+    finally:
+        await runner.close()
+
+
+async def test_the_sweeper_deletes_what_lies_beside_the_log_too(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    settings = Settings(state=str(state), bind="127.0.0.1:0", admin_bind="127.0.0.1:0")
+    runner = Runner(settings, lambda _line: None)
+    now = datetime.now(UTC)
+    try:
+        await runner.open()
+        requests = _Requests(state / "ways_back.sqlite3")
+        for name, until in (("over", now), ("open", now + timedelta(hours=1))):
+            one = Request(
+                id=name,
+                domain="errors@sentry",
+                reason="abuse",
+                ticket="SEC-7",
+                requester="person:sample",
+                until=until,
+            )
+            requests.add(one, f"token-{name}", 1)
+        requests.close()
+        aside = state / f"spool.sqlite3.damaged-{int((now.timestamp() - 400 * 86400) * 1e9)}"
+        aside.write_bytes(b"x")
+        await runner.sweep_once()
+        assert not aside.exists()
+        left = (state / "ways_back.sqlite3").read_bytes()
+        assert b"token-open" in left
+        assert b"token-over" not in left
     finally:
         await runner.close()
 

@@ -109,6 +109,18 @@ def test_the_time_to_loss_is_the_sooner_of_retention_and_room() -> None:
     assert times_to_loss(late) == {HEAP: 0.0}
 
 
+def test_on_kafka_the_topics_own_retention_may_end_first() -> None:
+    oldest = {HEAP: parcel(age=timedelta(days=6), left=timedelta(days=300))}
+    ends = {HEAP: NOW + timedelta(hours=20)}
+    found = snapshot(oldest=oldest, room={}, log_ends=ends)
+    assert times_to_loss(found) == {HEAP: 20 * 3600.0}
+    told = answers(found)[-1]
+    assert (told.well, told.word) == (False, "20 h")
+    assert as_json(found)["time_to_loss_s"] == {HEAP: 20 * 3600.0}
+    gone = snapshot(books=books(ROUTED, (Entry("heap", "dropped", "log_retention"), 3)))
+    assert not answers(gone)[0].well
+
+
 def test_a_dead_letter_is_as_old_as_its_death_and_is_not_on_its_way() -> None:
     died = noted("heap", NOW - timedelta(hours=1), path="", kind="event", original=b"{}")
     letter = replace(parcel(age=timedelta(days=9), left=timedelta(days=9)), remarks=died)

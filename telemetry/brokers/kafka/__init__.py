@@ -41,8 +41,9 @@ import time
 import weakref
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from secrets import randbelow
 from threading import Lock
 from typing import Any, Final, NamedTuple
@@ -50,7 +51,8 @@ from typing import Any, Final, NamedTuple
 import kafka
 from kafka.structs import MemberState
 
-from telemetry.brokers import DEAD, SEALED, Counts, Entry, Polled, clean, stage_of
+from telemetry.brokers import DEAD, ORDERS, SEALED, Counts, Entry, Polled, clean, stage_of
+from telemetry.brokers.kafka.board import KafkaBoard
 from telemetry.brokers.kafka.clients import Clients, Gone, Options, broker_error
 from telemetry.brokers.kafka.records import (
     FINISHED,
@@ -68,6 +70,7 @@ from telemetry.brokers.kafka.records import (
     unframe,
     without_large,
 )
+from telemetry.brokers.kafka.shelf import KafkaShelf
 from telemetry.errors import BrokerError, DecodeError
 from telemetry.parcel import Parcel
 
@@ -76,10 +79,13 @@ __all__ = ["KafkaBroker", "topic_name"]
 _IN_FLIGHT_BYTES: Final = 16 * 1024**2
 _FETCH_RECORDS: Final = 256
 _TEND_S: Final = 0.5
+_PROBE_S: Final = 30.0
+_JOIN_S: Final = 5.0
 _STALLED_S: Final = 3.0
 _PARTITIONS_S: Final = 1.0
 _TAIL_RECORDS: Final = 20_000
 _TAIL_S: Final = 3.0
+_BOARD_S: Final = 3.0
 _HOLE_TRIES: Final = 200
 
 
@@ -201,6 +207,7 @@ class KafkaBroker:
         self._closed = False
         self.fenced = False
         self._began = 0.0
+        self._probe_at = 0.0
         self._forget_clients()
         _brokers.add(self)
 
@@ -238,7 +245,7 @@ class KafkaBroker:
                 for name, some in streams.items()
                 for record in self._records(name, some, more)
             )
-            topic = self._topic(SEALED)
+            topic = self.topic(SEALED)
             partition = self._appended % self._partition_count(topic)
             self._send(_sealed_records(topic, partition, sealed, more))
             self._appended += 1
@@ -352,6 +359,37 @@ class KafkaBroker:
             {stream: n for stream, n in pending.items() if stream in streams},
         )
 
+    def waits(self) -> dict[str, tuple[Parcel, datetime]]:
+        """Give the oldest unfinished parcel that this process has of each stream it reads.
+
+        Of what was fetched, so nobody is asked and no right is needed; a reader that rests fetches,
+        too (`tend`). Other members tell of their own partitions.
+
+        Returns:
+            The parcel, and when the log took it: the broker's own time.
+        """
+        found: dict[str, tuple[Parcel, datetime]] = {}
+        with self._call():
+            for reader in self._readers.values():
+                if reader.group != stage_of(reader.stream):
+                    continue
+                for place in reader.places.values():
+                    first = _first_waiting(place)
+                    known = found.get(reader.stream)
+                    if first is not None and (known is None or first[1] < known[1]):
+                        found[reader.stream] = first
+        return found
+
+    def share(self, stream: str, group: str) -> float:
+        """Give the part of a stream's partitions that this member of a group has, 0 to 1.
+
+        Of what was last heard of the group; never waits. Any thread may ask.
+        """
+        reader = self._readers.get((stream, group))
+        if reader is None or not reader.partitions:
+            return 0.0
+        return min(1.0, len(reader.places) / reader.partitions)
+
     def close(self) -> None:
         """Let go of all connections, within the time limit."""
         with self._lock:
@@ -362,6 +400,24 @@ class KafkaBroker:
                 self._clients.drop(client)
             self._forget_clients()
 
+    def send(self, records: Iterable[Record]) -> None:
+        """Send records as they are; returns when all in-sync replicas have them.
+
+        Raises:
+            BrokerError: Kafka did not take all of them in time.
+        """
+        with self._call():
+            self._send(records)
+
+    def shelf(self) -> KafkaShelf:
+        """Open what looks into the dead and held topics, for a command; it closes this, too."""
+        self._clients.tells = False
+        return KafkaShelf(self, self._clients, timeout_s=self._timeout_s)
+
+    def board(self) -> KafkaBoard:
+        """Open the topic of orders, with connections of its own: no call here keeps it waiting."""
+        return KafkaBoard(self._clients, self.topic(ORDERS), timeout_s=_BOARD_S)
+
     # ------------------------------------------------------------------ while nothing is asked
 
     def tend(self) -> None:
@@ -369,11 +425,23 @@ class KafkaBroker:
 
         To be called every second or so, by whoever calls the rest: a caller that is stuck does not
         call, and its partitions go to others after a minute.
+
+        Raises:
+            BrokerError: No broker has ever answered; asked twice a minute at most.
         """
         with self._call():
+            if not self._clients.answered and time.monotonic() >= self._probe_at:
+                # Whoever starts where no broker answers is told so before the first event comes.
+                self._probe_at = time.monotonic() + _PROBE_S
+                self._get_producer()
             for reader in list(self._readers.values()):
                 try:
                     self._pump(reader, 0)
+                    # A group that is being dealt anew waits for each member: one that only looked
+                    # in for a moment would keep it from coming together for as long as it rests.
+                    deadline = time.monotonic() + _JOIN_S
+                    while not reader.settled() and time.monotonic() < deadline:
+                        self._pump(reader, 100)
                 except Exception as error:  # noqa: BLE001 - the next poll meets it again and tells
                     self._lose_reader(reader, error)
 
@@ -447,7 +515,8 @@ class KafkaBroker:
 
     # ------------------------------------------------------------------ sending
 
-    def _topic(self, stream: str) -> str:
+    def topic(self, stream: str) -> str:
+        """Name the topic of a stream."""
         return topic_name(self._topic_prefix, stream)
 
     def _group(self, stream: str, group: str) -> str:
@@ -495,7 +564,7 @@ class KafkaBroker:
         """Encode parcels of a stream that is not made record by record: dead letters, held ones."""
         if not parcels:
             return
-        topic = self._topic(stream)
+        topic = self.topic(stream)
         more[Entry(STORED, stream)] += len(parcels)
         for number, run in enumerate(runs(parcels)):
             partition = (self._appended + number) % self._partition_count(topic)
@@ -510,7 +579,7 @@ class KafkaBroker:
             return
         entry = Entry(STORED, stream)
         more[entry] += len(parcels)
-        topic, number = self._topic(stream), int(position.place.partition.partition)
+        topic, number = self.topic(stream), int(position.place.partition.partition)
         if number >= self._partition_count(topic):
             self._drop_producer()  # perhaps it only has not heard of the new ones
             raise BrokerError(f"{topic} has fewer partitions than the sealed topic.")
@@ -559,7 +628,7 @@ class KafkaBroker:
         reader = self._readers.get((stream, group))
         if reader is not None:
             return reader
-        topic = self._topic(stream)
+        topic = self.topic(stream)
         self._partition_count(topic)  # a topic that is not there is an error, not an empty stream
         try:
             consumer, gone = self._clients.reader(self._group(stream, group)), Gone()
@@ -640,7 +709,7 @@ class KafkaBroker:
         that died as the leader of its group and came back is the leader still, but has dealt
         nothing (KIP-345): nobody would ever read the new ones.
         """
-        found = reader.consumer.partitions_for_topic(self._topic(reader.stream))
+        found = reader.consumer.partitions_for_topic(self.topic(reader.stream))
         if found and reader.partitions and len(found) > reader.partitions:
             reader.consumer._coordinator.request_rejoin()  # noqa: SLF001 - it has no other way
         reader.partitions = len(found or ()) or reader.partitions
@@ -842,7 +911,7 @@ class KafkaBroker:
     def _commits(self, stream: str, group: str) -> dict[Any, tuple[int, Counter[Entry]]]:
         if self._admin is None:
             self._admin = self._clients.administrator()
-        topic, name = self._topic(stream), self._group(stream, group)
+        topic, name = self.topic(stream), self._group(stream, group)
         wanted = [kafka.TopicPartition(topic, n) for n in range(self._partition_count(topic))]
         given = self._admin.list_group_offsets({name: wanted})[name]
         return {
@@ -853,7 +922,7 @@ class KafkaBroker:
 
     def _of_tail(self, commits: Mapping[Any, tuple[int, Counter[Entry]]]) -> Counter[Entry]:
         """Add up what sealed records say that the pseudonymizer has not finished."""
-        topic = self._topic(SEALED)
+        topic = self.topic(SEALED)
         partitions = [kafka.TopicPartition(topic, n) for n in range(self._partition_count(topic))]
         if self._tail_reader is None:
             self._tail_reader = self._clients.reader()
@@ -950,6 +1019,20 @@ def _take(
         if parcels and stream == SEALED:
             break
     return _Position(place, place.offset, last, origin, more), parcels
+
+
+def _first_waiting(place: _Place) -> tuple[Parcel, datetime] | None:
+    """Give the first parcel that is not finished and can be read, and when the log took it."""
+    for record in place.waiting:
+        if isinstance(record, _Hole):
+            continue
+        made_from = number_of(record, "origin")
+        if made_from is not None and made_from <= place.origin:
+            continue  # a repeat: it is stepped over
+        with suppress(DecodeError):
+            for parcel in unframe(bytes(record.value or b"")):
+                return parcel, datetime.fromtimestamp(record.timestamp / 1000, UTC)
+    return None
 
 
 def _warn_of_gap(place: _Place, offset: int) -> None:

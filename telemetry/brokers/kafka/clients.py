@@ -30,6 +30,7 @@ __all__ = [
     "connection_options",
 ]
 
+_log: Final = logging.getLogger(__name__)
 _EXPANDED_BYTES: Final = 16 * 1024**2
 """Most that one batch of records may expand to: four of our largest records."""
 
@@ -60,6 +61,33 @@ class Clients:
         self._bootstrap, self._member = bootstrap.split(","), member
         self.timeout_ms = int(timeout_s * 1000)
         self._options: Options = options or {}
+        self.answered = False
+        """Whether a broker has ever answered."""
+        self.tells = True
+        """Whether to write it into the log when none does; a command says it itself."""
+        self._away = False
+
+    def _connect(self, sort: Any, **options: Any) -> Any:
+        """Make a client, and say once when no broker answers, and once when one does again.
+
+        Raises:
+            BrokerError: None does; it names the address and what to look at.
+        """
+        try:
+            client = sort(**options)
+        except (kafka.errors.KafkaTimeoutError, kafka.errors.KafkaConnectionError):
+            addresses = ",".join(self._bootstrap)
+            if self.tells and not self._away:
+                _log.error("kafka_away bootstrap=%s", addresses)
+            self._away = True
+            raise BrokerError(
+                f"No Kafka answers at {addresses}, or none that takes us. Check that it runs, "
+                "broker.bootstrap, broker.protocol and its credentials, and the network between."
+            ) from None
+        if self.tells and self._away:
+            _log.warning("kafka_back")
+        self._away, self.answered = False, True
+        return client
 
     def _common(self, sort: Any) -> dict[str, Any]:
         quieten()  # modules that were loaded since have loggers of their own
@@ -81,7 +109,8 @@ class Clients:
         Args:
             largest: Most bytes of a record.
         """
-        return kafka.KafkaProducer(
+        return self._connect(
+            kafka.KafkaProducer,
             acks="all",
             compression_type="zstd",
             delivery_timeout_ms=self.timeout_ms,
@@ -103,7 +132,8 @@ class Clients:
             "max_poll_interval_ms": 60_000,
             "group_instance_id": self._member or None,
         }
-        return kafka.KafkaConsumer(
+        return self._connect(
+            kafka.KafkaConsumer,
             group_id=group or None,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
@@ -115,7 +145,7 @@ class Clients:
 
     def administrator(self) -> Any:
         """Connect what asks for settings and commits."""
-        return kafka.KafkaAdminClient(**self._common(kafka.KafkaAdminClient))
+        return self._connect(kafka.KafkaAdminClient, **self._common(kafka.KafkaAdminClient))
 
     def drop(self, client: Any) -> None:
         """Close a client of whatever kind and do not wait for it long; closing may raise (K6)."""
@@ -309,19 +339,33 @@ _cap()
 
 def broker_error(error: Exception, about: str = "") -> BrokerError:
     """Name what failed; kafka-python's own messages may quote records and frames (K10)."""
+    if isinstance(error, BrokerError):
+        return error  # it is ours, and says more
     return BrokerError(f"Kafka failed{about and f' on {about}'} ({type(error).__name__}).")
 
 
 class _WithoutArguments(logging.Filter):
-    """Keeps the text of a log line and drops its arguments: some hold raw records (K10)."""
+    """Keeps the text of a log line and drops its arguments: some hold raw records (K10).
+
+    Nothing of connections: each attempt would be three lines, several times a second while no
+    broker answers. That is told once, by `Clients`.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if record.name in _OF_CONNECTIONS or "Connection lost" in str(record.msg):
+            return False
         record.args = ()
         record.exc_info = record.exc_text = record.stack_info = None
         return record.levelno >= logging.WARNING
 
 
 _SILENCE: Final = _WithoutArguments()
+_OF_CONNECTIONS: Final = (
+    "kafka.cluster",
+    "kafka.net.manager",
+    "kafka.net.selector",
+    "kafka.net.transport",
+)
 
 
 def quieten() -> None:

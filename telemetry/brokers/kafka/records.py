@@ -42,6 +42,7 @@ __all__ = [
     "encode_metadata",
     "events_of",
     "frame",
+    "header",
     "number_of",
     "runs",
     "unframe",
@@ -158,13 +159,14 @@ def unframe(value: bytes) -> list[Parcel]:
 # ---------------------------------------------------------------------- headers
 
 
-def _header(record: Any, name: str) -> bytes:
+def header(record: Any, name: str) -> bytes:
+    """Read a header; empty if it is not there."""
     return next((bytes(value or b"") for key, value in record.headers or () if key == name), b"")
 
 
 def number_of(record: Any, name: str) -> int | None:
     """Read a header that is a number; None if it is not there or no number."""
-    text = _header(record, name)
+    text = header(record, name)
     return int(text) if text.isdigit() and len(text) <= _NUMBER_DIGITS else None
 
 
@@ -176,7 +178,7 @@ def events_of(record: Any) -> int:
 
 def counts_of(record: Any) -> Counter[Entry]:
     """Read what a sealed record adds to the books; nothing if it does not say so in our words."""
-    raw = _header(record, "counts")
+    raw = header(record, "counts")
     try:
         return decode_counts(raw) if raw else Counter()
     except BrokerError:

@@ -14,13 +14,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from shlex import quote
 from typing import Any, Final, NamedTuple
 
 import kafka
 from kafka.admin import ConfigResource, ConfigResourceType, NewPartitions, NewTopic
 
-from telemetry.brokers import DEAD, HELD, SEALED, clean
+from telemetry.brokers import DEAD, HELD, ORDERS, SEALED, clean
 from telemetry.brokers.kafka import topic_name
 from telemetry.brokers.kafka.clients import Clients, broker_error, connection_options
 from telemetry.brokers.kafka.records import RECORD_BYTES
@@ -40,6 +41,7 @@ __all__ = [
     "as_terraform",
     "differences",
     "grants_for",
+    "least_kept",
     "remove",
     "topics_for",
 ]
@@ -118,19 +120,46 @@ def topics_for(section: BrokerSection, policy: Policy) -> list[Topic]:
                 beside=sort in ("sealed", "clean"),
             )
         )
-    return topics
+    orders = Topic(
+        name=topic_name(section.topic_prefix, ORDERS),
+        stream=ORDERS,
+        partitions=1,
+        replication=section.replication,
+        settings={**_ORDERS, "min.insync.replicas": _in_sync(section.replication)},
+        beside=False,
+    )
+    return [*topics, orders]
+
+
+_ORDERS: Final = {
+    # The last order about each recipient holds for ever; none names a person.
+    "cleanup.policy": "compact",
+    "message.timestamp.type": "LogAppendTime",
+    "unclean.leader.election.enable": "false",
+}
+
+
+def _in_sync(replication: int) -> str:
+    return str(max(1, replication - 1))
+
+
+def least_kept(period: Period) -> timedelta:
+    """Give how long a record stays at least on a topic that keeps so long at most."""
+    return timedelta(milliseconds=_shortest_ms(period) - _segment_ms(period))
+
+
+def _segment_ms(period: Period) -> int:
+    return min(_DAY_MS, max(_HOUR_MS, _shortest_ms(period) // _SEGMENTS))
 
 
 def _settings(period: Period, replication: int) -> dict[str, str]:
-    whole_ms = _shortest_ms(period)
-    segment_ms = min(_DAY_MS, max(_HOUR_MS, whole_ms // _SEGMENTS))
     return {
         "cleanup.policy": "delete",
-        "retention.ms": str(whole_ms - segment_ms),
-        "segment.ms": str(segment_ms),
+        "retention.ms": str(_shortest_ms(period) - _segment_ms(period)),
+        "segment.ms": str(_segment_ms(period)),
         "message.timestamp.type": "LogAppendTime",
         "max.message.bytes": str(MESSAGE_BYTES),
-        "min.insync.replicas": str(max(1, replication - 1)),
+        "min.insync.replicas": _in_sync(replication),
         "unclean.leader.election.enable": "false",
     }
 
@@ -159,12 +188,23 @@ def grants_for(section: BrokerSection, topics: Sequence[Topic]) -> list[Grant]:
         for stream in (*map(clean, recipients), DEAD, HELD)
     ]
     grants.append(Grant("pseudonymizer", "group", f"{prefix}.pseudonymizer", ("Read", "Describe")))
+    # Whoever holds a socket on which an operator orders passes it on to all.
+    of_orders = ("Read", "Write", "Describe")
+    grants.append(Grant("pseudonymizer", "topic", name[ORDERS], of_orders))
+    # Whoever looks at dead letters and held events, with commands and from where the key is.
+    # `Delete` on a topic is the right to delete all of it: it is not given unasked.
+    grants += [
+        Grant("operator", "topic", name[stream], ("Read", "Write", "Describe"))
+        for stream in (DEAD, HELD)
+    ]
+    grants.append(Grant("operator", "topic", name[SEALED], ("Write", "Describe")))
     for recipient in recipients:
         role = f"forwarder-{recipient}"
         grants += [
             Grant("pseudonymizer", "group", f"{prefix}.{recipient}", ("Describe",)),
             Grant(role, "topic", name[clean(recipient)], ("Read", "Describe")),
             Grant(role, "topic", name[DEAD], ("Write", "Describe")),
+            Grant(role, "topic", name[ORDERS], of_orders),
             Grant(role, "topic", name[SEALED], ("Describe",)),
             Grant(role, "group", f"{prefix}.{recipient}", ("Read", "Describe")),
             Grant(role, "group", f"{prefix}.pseudonymizer", ("Describe",)),
@@ -362,7 +402,9 @@ def remove(section: BrokerSection, topics: Sequence[Topic]) -> None:
 
 
 def _clients(section: BrokerSection) -> Clients:
-    return Clients(section.bootstrap, options=connection_options(section))
+    clients = Clients(section.bootstrap, options=connection_options(section))
+    clients.tells = False
+    return clients
 
 
 def _live(admin: Any, topics: Sequence[Topic]) -> dict[str, Sequence[Any]]:

@@ -31,7 +31,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, date, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 import sqlalchemy as sql
 from cryptography.exceptions import InvalidTag
@@ -47,19 +47,25 @@ from telemetry.identity.vault.tables import (
     SUBJECTS,
     SUPPRESSIONS,
     about,
+    add_subjects,
+    change_subjects,
     chunks,
+    find_subjects,
     insert,
     migrate,
     open_engine,
     set_about,
     transaction,
 )
+from telemetry.retention import Period
 
 __all__ = [
     "CACHE_ROWS",
     "CACHE_S",
+    "MAX_AGE",
     "STATES",
     "Held",
+    "Repair",
     "SuppressionState",
     "Tombstoned",
     "Unreadable",
@@ -69,6 +75,7 @@ __all__ = [
 ]
 
 Value = TypeVar("Value")
+Repair = Literal["", "restore", "journal", "anew"]
 SuppressionState = Literal["ACTIVE", "GRANTED", "WITHDRAWN", "OBJECTED", "RESTRICTED", "ERASED"]
 
 STATES: Final[Mapping[str, int]] = MappingProxyType(
@@ -83,13 +90,18 @@ notice, "objection"), so that the batch in hand is over by then as well."""
 CACHE_ROWS: Final = 1 << 16
 """How many subjects and how many states are remembered, if nothing else is asked for."""
 
+MAX_AGE: Final = Period(months=36)
+"""How old a secret becomes, if nothing else is said."""
+_FORMER_MONTHS: Final = (
+    13  # no recipient keeps anything longer than twelve; the month is rounded up
+)
+_DUE_DAYS: Final = 21  # what nobody meets is rolled by a weekly rewrapping, before its month ends
+_VANISHED: Final = "/"
+"""Stands for the name of a backup, and is none: a vault waits for its restore, or to begin anew."""
 _SECRET_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
 _NO_PINS: Final[Mapping[str, str]] = MappingProxyType({})
 
-_FIND_SUBJECTS: Final = sql.select(
-    SUBJECTS.c.locator, SUBJECTS.c.wrapped, SUBJECTS.c.wrap_version, SUBJECTS.c.pins
-).where(SUBJECTS.c.locator.in_(sql.bindparam("keys", expanding=True)))
 _FIND_STATES: Final = sql.select(SUPPRESSIONS.c.tag, SUPPRESSIONS.c.state).where(
     SUPPRESSIONS.c.tag.in_(sql.bindparam("keys", expanding=True))
 )
@@ -102,13 +114,33 @@ class Held(Secret):
         pins: The token key (its kid) by domain that was primary when the subject was first seen.
             Its tokens are made with these for as long as it lives, so that a rotation breaks no
             cohort. A domain that is not in it had no key then: its first key counts.
+        former: The secret before this one, while recipients may still hold something under it.
+        due: It is as old as a secret may become; `Vault.secrets` never gives such a one.
     """
 
-    __slots__ = ("pins",)
+    __slots__ = ("due", "former", "pins")
 
-    def __init__(self, raw: bytes, pins: Mapping[str, str] = _NO_PINS) -> None:
+    def __init__(
+        self,
+        raw: bytes,
+        pins: Mapping[str, str] = _NO_PINS,
+        *,
+        former: Held | None = None,
+        due: bool = False,
+    ) -> None:
         super().__init__(raw)
-        self.pins = pins
+        self.pins, self.former, self.due = pins, former, due
+
+
+class Renewed(NamedTuple):
+    """What becomes of a row, if it still is what was read."""
+
+    place: bytes
+    was: bytes | None
+    wrapped: bytes | None
+    wrap_version: int
+    created_month: str
+    pins: int
 
 
 class Tombstoned:
@@ -195,16 +227,20 @@ class Vault:
         journal: SQLAlchemy URL of the tombstone journal; by default ``tombstones.sqlite3`` beside
             a SQLite vault. All processes of one vault share one journal.
         cache_rows: How many subjects, and how many states, are remembered for less than a minute.
-        repair: ``restore`` also opens a vault whose restore was cut short; ``journal`` begins a new
-            journal in the place of one that was lost, and claims the vault first.
+        repair: ``restore`` also opens a vault that vanished or whose restore was cut short;
+            ``journal`` begins a new journal in the place of one that was lost, and claims the vault
+            first; ``anew`` begins a new vault in the place of one that vanished, and
+            claims it first.
+        max_age: How old a secret becomes, in whole months, at least
+                `telemetry.retention.LEAST_AGE`.
         clock: Monotonic seconds.
         now: Aware wall clock, for the month of a row and the day of a tombstone.
 
     Raises:
         VaultError: It cannot be reached.
         KeyringError: It belongs to another keyset.
-        ConfigError: A later version made it, its journal is another or is gone, or a restore was
-            cut short.
+        ConfigError: A later version made it, its journal is another or is gone, a restore was cut
+            short, or there was a vault and it is gone.
     """
 
     def __init__(
@@ -214,11 +250,13 @@ class Vault:
         keyring: Keyring,
         journal: str | None = None,
         cache_rows: int = CACHE_ROWS,
-        repair: Literal["", "restore", "journal"] = "",
+        repair: Repair = "",
+        max_age: Period = MAX_AGE,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.keyring, self._clock, self._now = keyring, clock, now
+        self._months = max_age.months
         self._lock = threading.RLock()
         self._pid = os.getpid()
         self._inherited: list[object] = []
@@ -236,7 +274,7 @@ class Vault:
             self.engine.dispose()
             raise
         try:
-            if repair == "journal":
+            if repair in {"journal", "anew"}:
                 self.claim()
             self._enter(repair)
         except BaseException:
@@ -256,6 +294,16 @@ class Vault:
             found = belongs | {"restoring": "", "floor": "0"} | found
             if repair == "journal":
                 found["journal"] = belongs["journal"]
+            if former == 0 and self._had_one():
+                # Committed only where somebody repairs: what stays then is served by nobody.
+                found["restoring"] = _VANISHED
+            if repair == "anew":
+                if former and found["restoring"] != _VANISHED:
+                    raise ConfigError(
+                        "No new vault is begun: there is one.",
+                        remedy="Look at it with: telemetry vault stats",
+                    )
+                found["restoring"] = ""
             set_about(connection, found)
             if found["keyset"] != belongs["keyset"]:
                 # With other keys every subject would be new: split in two, and not erasable.
@@ -270,7 +318,9 @@ class Vault:
                     remedy="Name its journal in [vault] journal, or bring it back. If it is lost "
                     "and this vault was never set back: telemetry vault restore --new-journal",
                 )
-            if found["restoring"] and repair != "restore":
+            if found["restoring"] == _VANISHED and not repair:
+                raise self._vanished()
+            if found["restoring"] not in {"", _VANISHED} and repair != "restore":
                 raise ConfigError(
                     "A restore of the vault was cut short.",
                     remedy="Run it again: telemetry vault restore FILE",
@@ -278,6 +328,27 @@ class Vault:
             if former == 1 or repair == "journal":
                 self._write_out(connection)
             self._obey(connection)
+        self.journal.note_vault(self.today())
+
+    def _had_one(self) -> bool:
+        """Tell whether there was a vault of this keyset or journal, while there is none here.
+
+        A token key in use has made tokens with secrets that only a vault can have held.
+        """
+        return self.journal.had_vault() or any(
+            key.use == "token" and key.state != "PRE_ACTIVE" and key.not_before is not None
+            for key in self.keyring.entries()
+        )
+
+    def _vanished(self) -> ConfigError:
+        file = self.engine.url.database if self.engine.dialect.name == "sqlite" else None
+        return ConfigError(
+            "The vault is gone: its journal or its keyset shows that there was one.",
+            path=Path(file) if file else None,
+            remedy="Bring it back: its own file, or telemetry vault restore FILE. A new one gives "
+            "every account new tokens, keeps objections and consents of the last three weeks only, "
+            "and can erase nothing that recipients hold: telemetry vault restore --new-vault",
+        )
 
     def today(self) -> date:
         """Give the day, UTC."""
@@ -299,6 +370,8 @@ class Vault:
             if missing:
                 asked_at = self._clock()
                 fresh = self._find(missing)
+                if due := [key for key, held in fresh.items() if type(held) is Held and held.due]:
+                    fresh |= self._roll(due)
                 # Sorted, so that two who insert the same subjects never wait for each other, and
                 # neighbours in the table are written together.
                 unknown = sorted(set(missing) - set(fresh))
@@ -322,22 +395,80 @@ class Vault:
 
     def _find(self, locators: Sequence[bytes]) -> dict[bytes, Held | Tombstoned | Unreadable]:
         with self.transaction() as connection:
-            rows = self._rows(connection, locators)
-            return {row.locator: self._open(connection, row) for row in rows}
+            rows, today = find_subjects(connection, locators), self.today()
+            return {row.locator: self._open(connection, row, today) for row in rows}
 
-    def _rows(self, connection: sql.Connection, locators: Sequence[bytes]) -> list[Any]:
-        rows: list[Any] = []
-        for chunk in chunks(locators):
-            rows += connection.execute(_FIND_SUBJECTS, {"keys": chunk}).all()
-        return rows
-
-    def _open(self, connection: sql.Connection, row: Any) -> Held | Tombstoned | Unreadable:
+    def _open(
+        self, connection: sql.Connection, row: Any, today: date
+    ) -> Held | Tombstoned | Unreadable:
         if row.wrapped is None:
             return _TOMBSTONED
         raw = self.unwrapped(row)
-        if raw is None or len(raw) != _SECRET_BYTES:
+        if raw is None or not (len(raw) == _SECRET_BYTES or len(raw) > 2 * _SECRET_BYTES):
             return _UNREADABLE
-        return Held(raw, self.pins(connection, row.pins))
+        former = None
+        if len(raw) > _SECRET_BYTES and self._has_former(row.created_month, today):
+            then = MappingProxyType(json.loads(raw[2 * _SECRET_BYTES :]))
+            former = Held(raw[_SECRET_BYTES : 2 * _SECRET_BYTES], then)
+        pins = self.pins(connection, row.pins)
+        due = self._is_due(row.locator, row.created_month, today)
+        return Held(raw[:_SECRET_BYTES], pins, former=former, due=due)
+
+    # --- Age ------------------------------------------------------------------------------------
+
+    def _is_due(self, locator: bytes, month: str, today: date) -> bool:
+        """Tell whether a secret is as old as it may become.
+
+        Only the month in which it was made is known, so its last month is the one before it could
+        be too old. The day in that month is the subject's own, by its locator: nobody becomes
+        another on one day with everybody.
+        """
+        last = _months(month) + self._months - 1
+        this = today.year * 12 + today.month - 1
+        return this > last or (this == last and today.day > locator[-1] % _DUE_DAYS)
+
+    @staticmethod
+    def _has_former(month: str, today: date) -> bool:
+        return today.year * 12 + today.month - 1 < _months(month) + _FORMER_MONTHS
+
+    def _roll(self, locators: Sequence[bytes]) -> dict[bytes, Held | Tombstoned | Unreadable]:
+        """Give subjects whose secret is too old another, and remember the former for a year."""
+        pins = self.pins_for_new()
+        with self.transaction(writes=True) as connection:
+            wrapping = self._allowed(connection)
+            rows = find_subjects(connection, sorted(locators))
+            fresh = [self.renewed(connection, row, wrapping.version, pins) for row in rows]
+            change_subjects(connection, [one for one in fresh if one.was is not None])
+            rows, today = find_subjects(connection, locators), self.today()
+            return {row.locator: self._open(connection, row, today) for row in rows}
+
+    def renewed(self, connection: sql.Connection, row: Any, version: int, pins: int) -> Renewed:
+        """Give what a living row becomes: under today's wrap key, with another secret if it is due.
+
+        Args:
+            connection: In a transaction.
+            row: Of `find_subjects`.
+            version: Of the wrap key.
+            pins: From `pins_for_new`, taken before the transaction.
+        """
+        today, month = self.today(), row.created_month
+        held = self._open(connection, row, today)
+        if not isinstance(held, Held):
+            # What cannot be opened is lost already and stays so; no old key must live for it.
+            return Renewed(row.locator, row.wrapped, row.wrapped, version, month, row.pins)
+        inside, former = held.expose(), held.former
+        if held.due:
+            month, former = today.isoformat()[:7], held
+            inside = secrets.token_bytes(_SECRET_BYTES)
+        else:
+            pins = row.pins
+        if former is not None:
+            # The pins themselves: their number is another in a vault that was restored.
+            keys = json.dumps(dict(former.pins), sort_keys=True, separators=(",", ":"))
+            inside += former.expose() + keys.encode()
+        nonce = secrets.token_bytes(_NONCE_BYTES)
+        fresh = self.wrapping(version).wrap(inside, row.locator, nonce)
+        return Renewed(row.locator, row.wrapped, fresh, version, month, pins)
 
     def unwrapped(self, row: Any) -> bytes | None:
         """Give the secret of a row; None if its wrap key was destroyed or the row was changed.
@@ -357,7 +488,7 @@ class Vault:
             locator: raw[at : at + _SECRET_BYTES]
             for locator, at in zip(locators, range(0, len(raw), _SECRET_BYTES), strict=True)
         }
-        pins = self._pins_for_new()
+        pins = self.pins_for_new()
         with self.transaction(writes=True) as connection:
             wrapping = self._allowed(connection)
             nonces = secrets.token_bytes(_NONCE_BYTES * len(locators))
@@ -367,29 +498,18 @@ class Vault:
                     made.items(), range(0, len(nonces), _NONCE_BYTES), strict=True
                 )
             }
-            rows = [
-                {
-                    "locator": locator,
-                    "wrapped": wrapped[locator],
-                    "wrap_version": wrapping.version,
-                    "created_month": month,
-                    "pins": pins,
-                }
-                for locator in locators
-            ]
-            # A row that is there, tombstones too, stays as it is.
-            statement = insert(connection, SUBJECTS).on_conflict_do_nothing()
-            inserted = connection.execute(statement, rows)
+            version = wrapping.version
+            rows = [(locator, row, version, month, pins) for locator, row in wrapped.items()]
             held = self._pin_sets[pins]
-            if inserted.rowcount == len(rows):
+            if add_subjects(connection, rows) == len(rows):
                 return {locator: Held(secret, held) for locator, secret in made.items()}
-            stored = self._rows(connection, locators)
+            stored = find_subjects(connection, locators)
             if len(stored) != len(rows):
                 raise VaultError("The vault did not keep what it was given.")
             return {
                 row.locator: Held(made[row.locator], held)
                 if row.wrapped == wrapped[row.locator]
-                else self._open(connection, row)
+                else self._open(connection, row, self.today())
                 for row in stored
             }
 
@@ -446,8 +566,11 @@ class Vault:
             raise VaultError("The vault lacks the pins of a subject.")
         return self._pin_sets[number]
 
-    def _pins_for_new(self) -> int:
-        """Give the number of the set of today's primary token keys; enter it if it is new."""
+    def pins_for_new(self) -> int:
+        """Give the number of the set of today's primary token keys; enter it if it is new.
+
+        Not within a transaction.
+        """
         self._notice_keys()
         if self._pins_now in self._pin_sets:
             return self._pins_now
@@ -683,6 +806,11 @@ class Vault:
             if self._claimed is not None:
                 os.close(self._claimed)
                 self._claimed = None
+
+
+def _months(month: str) -> int:
+    """Count the months up to one that is written like 2026-11."""
+    return int(month[:4]) * 12 + int(month[5:7]) - 1
 
 
 def _journal_url(url: str) -> str:

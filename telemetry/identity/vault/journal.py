@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 
 import sqlalchemy as sql
 
-from telemetry.identity.vault.tables import open_engine, transaction
+from telemetry.identity.vault.tables import insert, open_engine, transaction
 
 __all__ = ["Entry", "Journal"]
 
@@ -43,6 +43,13 @@ _JOURNAL: Final = sql.Table(
     sql.Column("name", sql.String(32), nullable=False),
     sql.Column("last", sql.BigInteger, nullable=False),
     sql.Column("forgotten", sql.BigInteger, nullable=False),
+)
+# Made when a vault first opened with this journal; an older journal gets it at the next opening.
+_VAULT: Final = sql.Table(
+    "vault",
+    _METADATA,
+    sql.Column("one", sql.Integer, primary_key=True, autoincrement=False),
+    sql.Column("since", sql.String(10), nullable=False),
 )
 
 
@@ -87,6 +94,28 @@ class Journal:
 
     def __repr__(self) -> str:
         return f"Journal({self._engine.dialect.name})"
+
+    def had_vault(self) -> bool:
+        """Tell whether a vault has ever been opened with this journal."""
+        with transaction(self._engine) as connection:
+            noted = connection.scalar(sql.select(_VAULT.c.one)) is not None
+            return noted or connection.execute(sql.select(_JOURNAL.c.last)).scalar_one() > 0
+
+    def note_vault(self, today: date) -> None:
+        """Write down, once, that there is a vault.
+
+        Only after the vault is durable: else a crash between the two would make one missed that
+        never was.
+
+        Raises:
+            VaultError: It cannot be written.
+        """
+        with transaction(self._engine) as connection:
+            if connection.scalar(sql.select(_VAULT.c.one)) is not None:
+                return
+        with transaction(self._engine, writes=True) as connection:
+            row = {"one": 1, "since": today.isoformat()}
+            connection.execute(insert(connection, _VAULT).on_conflict_do_nothing(), row)
 
     def append(self, key: bytes, state: str | None, today: date) -> int:
         """Write one entry; give its number. Durable on return.

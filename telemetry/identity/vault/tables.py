@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,7 +30,10 @@ __all__ = [
     "SUBJECTS",
     "SUPPRESSIONS",
     "about",
+    "add_subjects",
+    "change_subjects",
     "chunks",
+    "find_subjects",
     "insert",
     "migrate",
     "open_engine",
@@ -48,9 +52,9 @@ SUBJECTS: Final = sql.Table(
     "subjects",
     _METADATA,
     sql.Column("locator", sql.LargeBinary(32), primary_key=True),
-    sql.Column("wrapped", sql.LargeBinary(60)),  # NULL once erased
+    sql.Column("wrapped", sql.LargeBinary(60)),  # NULL once erased; longer for a year once rolled
     sql.Column("wrap_version", sql.Integer, nullable=False),
-    sql.Column("created_month", sql.String(7), nullable=False),
+    sql.Column("created_month", sql.String(7), nullable=False),  # of the secret, not the subject
     sql.Column("erased_on", sql.String(10)),  # a tombstone goes when every old backup is dead
     sql.Column("pins", sql.Integer, nullable=False, server_default="0"),
     sqlite_with_rowid=False,
@@ -83,6 +87,17 @@ ABOUT: Final = sql.Table(
     sql.Column("name", sql.String(16), primary_key=True),
     sql.Column("value", sql.String(64), nullable=False),
 )
+FIND_SUBJECTS: Final = sql.select(
+    *(SUBJECTS.c[name] for name in ("locator", "wrapped", "wrap_version", "pins", "created_month"))
+).where(SUBJECTS.c.locator.in_(sql.bindparam("keys", expanding=True)))
+NEW: Final = ("locator", "wrapped", "wrap_version", "created_month", "pins")
+"""Columns of a subject that is made, in the order of `add_subjects`."""
+_CHANGE: Final = (
+    SUBJECTS.update()
+    .where(SUBJECTS.c.locator == sql.bindparam("place"), SUBJECTS.c.wrapped == sql.bindparam("was"))
+    .values({name: sql.bindparam(f"new_{name}") for name in NEW[1:]})
+)
+_LENGTHS: Final = (1, 8, 64, 256, _CHUNK)
 
 
 def open_engine(url: str, *, write_ahead: bool = True, durable: bool = True) -> sql.Engine:
@@ -169,6 +184,55 @@ def transaction(engine: sql.Engine, *, writes: bool = False) -> Iterator[sql.Con
 def insert(connection: sql.Connection, table: sql.Table) -> Any:
     """Give the INSERT of a connection's dialect: the one that knows ``on_conflict_…``."""
     return (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(table)
+
+
+@cache
+def _for_driver(kind: str, number: int) -> str:
+    """Write a hot statement once, as SQLite's driver takes it."""
+    dialect = sqlite.dialect()
+    if kind == "insert":
+        statement: Any = sqlite.insert(SUBJECTS).on_conflict_do_nothing()
+        return str(statement.compile(dialect=dialect, column_keys=list(NEW)))
+    statement = FIND_SUBJECTS.params(keys=[b""] * number)
+    return str(statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True}))
+
+
+def find_subjects(connection: sql.Connection, locators: Sequence[bytes]) -> list[Any]:
+    """Read the rows of subjects: locator, wrapped, wrap_version, pins, created_month."""
+    rows: list[Any] = []
+    for chunk in chunks(locators):
+        if connection.dialect.name == "sqlite":
+            # Few lengths, so that the driver has each of these statements ready.
+            number = next(size for size in _LENGTHS if size >= len(chunk))
+            keys = (*chunk, *[chunk[-1]] * (number - len(chunk)))
+            rows += connection.exec_driver_sql(_for_driver("find", number), keys).all()
+        else:
+            rows += connection.execute(FIND_SUBJECTS, {"keys": chunk}).all()
+    return rows
+
+
+def add_subjects(connection: sql.Connection, rows: Sequence[tuple[Any, ...]]) -> int:
+    """Add rows, each with the columns `NEW`; leave what is there, tombstones too.
+
+    Returns:
+        How many were added.
+    """
+    if connection.dialect.name == "sqlite":
+        # Past the parameters of SQLAlchemy, which cost as much as the rows (tests/bench/vault.py).
+        return connection.exec_driver_sql(_for_driver("insert", 1), list(rows)).rowcount
+    statement = insert(connection, SUBJECTS).on_conflict_do_nothing()
+    named = [dict(zip(NEW, row, strict=True)) for row in rows]
+    return connection.execute(statement, named).rowcount
+
+
+def change_subjects(connection: sql.Connection, changes: Sequence[tuple[Any, ...]]) -> None:
+    """Write other secrets into rows: locator, what was wrapped, and the new values of `NEW`.
+
+    Only where a row still is what was read: on PostgreSQL somebody may have erased it.
+    """
+    if changes:
+        named = ("place", "was", *(f"new_{name}" for name in NEW[1:]))
+        connection.execute(_CHANGE, [dict(zip(named, one, strict=True)) for one in changes])
 
 
 def chunks(keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:

@@ -15,17 +15,17 @@ Source:
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from secrets import token_bytes
 from typing import Any, Final
 
 import sqlalchemy as sql
 
 from telemetry.errors import ConfigError, VaultError
 from telemetry.identity.keyring import Key
+from telemetry.identity.rotation import Turn
 from telemetry.identity.vault import Vault
 from telemetry.identity.vault.tables import (
     ABOUT,
@@ -34,6 +34,7 @@ from telemetry.identity.vault.tables import (
     SUBJECTS,
     SUPPRESSIONS,
     about,
+    change_subjects,
     insert,
     migrate,
     open_engine,
@@ -68,13 +69,24 @@ _SPACE: Final = 1 << 64
 # --- Wrap keys ------------------------------------------------------------------------------------
 
 
-def rotate(vault: Vault, *, now: datetime, after: timedelta = ROTATE_AFTER) -> Key | None:
+def _unheard(_turn: Turn) -> None:
+    """Stand in for who wants to know what is done to keys."""
+
+
+def rotate(
+    vault: Vault,
+    *,
+    now: datetime,
+    after: timedelta = ROTATE_AFTER,
+    told: Callable[[Turn], None] = _unheard,
+) -> Key | None:
     """Make a new wrap key and use it, if the present one is old enough.
 
     Args:
         vault: Its rows follow with `rewrap`.
         now: Aware time.
         after: Age at which a key is replaced; zero replaces it now.
+        told: Called with each thing that was done to a key.
 
     Returns:
         The new key; None if the present one stays, or stays until all running processes have loaded
@@ -96,16 +108,25 @@ def rotate(vault: Vault, *, now: datetime, after: timedelta = ROTATE_AFTER) -> K
             if key.state == "PRE_ACTIVE" and key.version > primary.version
         ]
         fresh = waiting[-1] if waiting else ring.create("wrap")
-        return None if ring.lacking(fresh.kid) else ring.promote(fresh.kid)
+        if not waiting:
+            told(Turn(what="created", key=fresh))
+        if ring.lacking(fresh.kid):
+            return None
+        promoted = ring.promote(fresh.kid)
+        told(Turn(what="promoted", key=promoted))
+        return promoted
 
 
-def rewrap(vault: Vault, *, keep: int = 1, rows: int = _ROWS) -> Iterator[float]:
+def rewrap(
+    vault: Vault, *, keep: int = 1, rows: int = _ROWS, told: Callable[[Turn], None] = _unheard
+) -> Iterator[float]:
     """Move all live rows under the primary wrap key, then destroy the keys that nobody needs.
 
     Args:
         vault: Goes on serving meanwhile.
         keep: How many keys before the primary stay, for backups: 1, or 0 after a compromise.
         rows: How many are looked at in one transaction.
+        told: Called with each key that was destroyed.
 
     Yields:
         After each transaction, how much of the table is done, from 0 to 1. Whoever serves gets its
@@ -127,40 +148,30 @@ def rewrap(vault: Vault, *, keep: int = 1, rows: int = _ROWS) -> Iterator[float]
         with vault.transaction(writes=True) as connection:
             set_about(connection, {"rewrapped": str(version)})
         vault.drain()
-    yield from _destroy_spent(vault, keep)
+    yield from _destroy_spent(vault, keep, told)
     yield 1.0
 
 
 def _rewrap_rows(vault: Vault, version: int, after: bytes, rows: int) -> tuple[bytes, int]:
-    """Move one page; give its last locator and its length."""
-    columns = (SUBJECTS.c.locator, SUBJECTS.c.wrapped, SUBJECTS.c.wrap_version)
-    page = sql.select(*columns).where(SUBJECTS.c.locator > after)
+    """Move one page, with another secret where it is due; give its last locator and its length.
+
+    Who is in use notices it within a minute, as an erasure by another process.
+    """
+    names = ("locator", "wrapped", "wrap_version", "pins", "created_month")
+    page = sql.select(*(SUBJECTS.c[name] for name in names)).where(SUBJECTS.c.locator > after)
+    pins = vault.pins_for_new()
     with vault.transaction(writes=True) as connection:
         found = connection.execute(page.order_by(SUBJECTS.c.locator).limit(rows)).all()
-        moved: list[dict[str, Any]] = []
-        wrapping = vault.wrapping(version)
-        for row in found:
-            if row.wrapped is None or row.wrap_version >= version:
-                continue
-            raw = vault.unwrapped(row)
-            # What cannot be opened is lost already and stays so; the old key must not live for it.
-            fresh = wrapping.wrap(raw, row.locator, token_bytes(12)) if raw else row.wrapped
-            moved.append({"place": row.locator, "former": row.wrapped, "fresh": fresh})
-        if moved:
-            # Only where it still is what was read: on PostgreSQL somebody may have erased it.
-            statement = (
-                SUBJECTS.update()
-                .where(
-                    SUBJECTS.c.locator == sql.bindparam("place"),
-                    SUBJECTS.c.wrapped == sql.bindparam("former"),
-                )
-                .values(wrapped=sql.bindparam("fresh"), wrap_version=version)
-            )
-            connection.execute(statement, moved)
+        moved = [
+            vault.renewed(connection, row, version, pins)
+            for row in found
+            if row.wrapped is not None and row.wrap_version < version
+        ]
+        change_subjects(connection, moved)
     return (found[-1].locator if found else after), len(found)
 
 
-def _destroy_spent(vault: Vault, keep: int) -> Iterator[float]:
+def _destroy_spent(vault: Vault, keep: int, told: Callable[[Turn], None]) -> Iterator[float]:
     """Destroy the wrap keys that are old enough and wrap nothing."""
     with vault.transaction() as connection:
         said = about(connection, "floor", "rewrapped")
@@ -184,6 +195,7 @@ def _destroy_spent(vault: Vault, keep: int) -> Iterator[float]:
         yield int.from_bytes(after[:8], "big") / _SPACE
     for key in old:
         vault.keyring.destroy(key.kid)
+        told(Turn(what="destroyed", key=key))
 
 
 def _wrap_keys(vault: Vault) -> list[Key]:

@@ -322,6 +322,23 @@ def test_with_pages_destroyed_it_goes_on_with_what_can_be_read_and_counts_the_re
     assert bool(list(tmp_path.glob("spool.db.damaged-*"))) == ("spool_salvaged" in caplog.text)
 
 
+def test_a_damaged_file_that_was_put_aside_is_deleted_in_the_end(
+    open_spool: Opener, tmp_path: Path
+) -> None:
+    now = datetime.now(UTC)
+    old, new = (now - timedelta(days=days) for days in (40, 20))
+    for at in (old, new):
+        (tmp_path / f"spool.db.damaged-{int(at.timestamp() * 1e9)}").write_bytes(b"x")
+    (tmp_path / "spool.db.damaged-kept-by-hand").write_bytes(b"x")
+    spool = open_spool()
+    spool.append(SEALED, [make_parcel(1)], {ONE: 1})
+    spool.forget_lost(now - timedelta(days=30))
+    left = {path.name for path in tmp_path.glob("spool.db.damaged-*")}
+    kept = f"spool.db.damaged-{int(new.timestamp() * 1e9)}"
+    assert left == {kept, "spool.db.damaged-kept-by-hand"}
+    assert drain_numbers(spool) == [1]
+
+
 def drain_numbers(spool: Spool) -> list[int]:
     return [int(p.event_id, 16) for p in BrokerConformance.drain(spool, SEALED, GROUP)]
 

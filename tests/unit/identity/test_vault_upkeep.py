@@ -275,7 +275,7 @@ def test_a_lost_vault_without_any_backup_makes_no_erased_subject_anew(place: Pla
     vault.close()
     for file in place.state.glob("vault.sqlite3*"):
         file.unlink()
-    assert isinstance(place.vault().secrets([A])[A], Tombstoned)
+    assert isinstance(place.vault(repair="anew").secrets([A])[A], Tombstoned)
 
 
 def test_nothing_is_served_while_a_restore_is_cut_short(place: Place) -> None:
@@ -283,9 +283,6 @@ def test_nothing_is_served_while_a_restore_is_cut_short(place: Place) -> None:
     before = vault.secrets(MANY)
     copy = place.state / "copy.sqlite3"
     run(backup(vault, copy))
-    vault.close()
-    for file in place.state.glob("vault.sqlite3*"):
-        file.unlink()
     fresh = place.vault(repair="restore")
     served = place.vault()
     steps = restore(fresh, copy)
@@ -377,7 +374,7 @@ def test_a_vault_without_its_journal_is_not_served(place: Place) -> None:
     place.vault(repair="journal").close()
     for file in place.state.glob("vault.sqlite3*"):
         file.unlink()
-    fresh = place.vault()
+    fresh = place.vault(repair="anew")
     assert isinstance(fresh.secrets([A])[A], Tombstoned)
     assert fresh.states([C]) == {C: "OBJECTED"}
 
@@ -474,7 +471,7 @@ def test_a_vault_of_the_first_version_is_brought_up_to_date_in_place(place: Plac
     # Its tombstones are in the journal now, as if it had always had one.
     for file in place.state.glob("vault.sqlite3*"):
         file.unlink()
-    fresh = place.vault()
+    fresh = place.vault(repair="anew")
     assert isinstance(fresh.secrets([C])[C], Tombstoned)
     assert isinstance(fresh.secrets([B])[B], Tombstoned)
     assert fresh.states([D]) == {D: "OBJECTED"}

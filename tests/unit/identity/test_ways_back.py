@@ -26,7 +26,7 @@ from telemetry.identity import (
     initialise_development,
 )
 from telemetry.identity.audit import AuditLog, VerifierKey, verify
-from telemetry.identity.ways_back import Lookup, Source, WaysBack, person_behind
+from telemetry.identity.ways_back import Lookup, Source, WaysBack, person_behind, sweep_requests
 from telemetry.policy import WaysBackRules
 
 HEAP = Domain(name="analytics@heap", label="heap", epoch="rel")
@@ -384,6 +384,22 @@ def test_a_void_request_is_cleared_away(world: World) -> None:
         world.person("erika").run(request, ["471100471100"])
     assert world.person("erika").requests() == []
     assert token not in (world.state / "ways_back.sqlite3").read_bytes()
+
+
+def test_requests_whose_time_is_up_are_deleted_though_nobody_comes_back(world: World) -> None:
+    assert sweep_requests(world.state / "elsewhere", NOW) == 0
+    token = world.account(471100471100)["sentry"].encode()
+    answered = asked(world)
+    world.person("max").approve(answered)
+    world.person("erika").run(answered, ["471100471100"])
+    asked(world)  # and nobody ever looks at it again
+    assert sweep_requests(world.state, NOW + timedelta(hours=23)) == 0
+    assert len(world.person("erika").requests()) == 1
+    assert sweep_requests(world.state, NOW + timedelta(hours=24)) == 2
+    left = (world.state / "ways_back.sqlite3").read_bytes()
+    for word in (token, b"erika", b"max", WHY["ticket"].encode()):
+        assert word not in left
+    assert sweep_requests(world.state, NOW + timedelta(hours=24)) == 0
 
 
 def test_who_is_not_among_the_candidates_may_be_looked_for_again(world: World) -> None:
