@@ -49,9 +49,9 @@ from tests.bench.end_to_end import (
     rss_mb,
     send,
 )
-from tests.integration.running import COMMAND, environment, free_port, until
+from tests.integration.running import COMMAND, command, environment, free_port, until
 from tests.kafka.server import KafkaServer, lacking
-from tests.kafka.topics import make_topics, open_broker
+from tests.kafka.topics import open_broker
 from tests.postgres import owner, postgres, programs
 
 __all__ = ["LONG", "ROWS", "measure_distributed", "missing"]
@@ -203,10 +203,16 @@ def _with_keys(pseudonymizers: Sequence[_Role], gateway: _Role | None = None) ->
         shutil.copy(first.state / "keys" / "public.json", gateway.state / "keys")
 
 
+def _make_topics(role: _Role) -> None:
+    """Make the topics that a role's settings call for, as an administrator does."""
+    config = str(role.folder / "telemetry.toml")
+    done = command("topics", "apply", "--yes", "--config", config, cwd=role.folder)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def _roles_apart(
     folder: Path, kafka: KafkaServer, *, short: bool, tell: Callable[[str], None]
 ) -> dict[str, float]:
-    make_topics(kafka.bootstrap, folder.name, _PARTITIONS)
     figures: dict[str, float] = {}
     with process("recipients") as recipients:
         assert recipients.stdout is not None
@@ -223,6 +229,7 @@ def _roles_apart(
             ),
         }
         _with_keys([roles["p-0"]], roles["gateway"])
+        _make_topics(roles["gateway"])
         with _started(list(roles.values())):
             pipeline = _Apart(roles["gateway"].port, roles["p-0"])
             taken = _BATCH
@@ -267,9 +274,9 @@ def _one_and_two(
     took: dict[int, float] = {}
     used: dict[int, float] = {}
     place = folder / "several"
-    make_topics(kafka.bootstrap, place.name, _PARTITIONS)
     both = [_Role(place, name, kafka, **vault) for name in ("p-0", "p-1")]
     _with_keys(both)
+    _make_topics(both[0])
     broker = open_broker(kafka.bootstrap, place.name)
     try:
         with _started(both):
