@@ -7,14 +7,17 @@ person, and a made-up one (``JaneDoe/1.0``) can *be* the person.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import cache, lru_cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import Any
 
 from scrubbers.model import RuleError
 
-if TYPE_CHECKING:
-    from ua_parser import Parser
+try:
+    import re2
+except ImportError:  # musl and CPython 3.15 have no wheel: `available` says so
+    re2 = None
 
 __all__ = ["available", "reduce_user_agent"]
 
@@ -54,7 +57,7 @@ def available() -> bool:
     The tables of ua-parser come with the extra ``pipeline``. An application that installs only the
     SDK has none, and leaves user agents to its gateway.
     """
-    return find_spec("ua_parser") is not None and find_spec("ua_parser_rs") is not None
+    return re2 is not None and find_spec("ua_parser") is not None
 
 
 def reduce_user_agent(text: str) -> str:
@@ -87,15 +90,15 @@ def reduce_user_agent(text: str) -> str:
 def _reduce(text: str) -> str:
     if _is_reduced(text):
         return text
-    parsed = _parser().parse(text)
-    browser = parsed.user_agent.family if parsed.user_agent else ""
+    browsers, systems, devices = _tables()
+    data = text.encode()  # RE2's wrapper is slow at counting characters
+    browser, major = browsers.read(data)
     if browser not in _BROWSERS:
         browser = "other"
-    elif parsed.user_agent and _MAJOR.fullmatch(parsed.user_agent.major or ""):
-        browser = f"{browser} {parsed.user_agent.major}"
-    system = _SYSTEMS.get(parsed.os.family if parsed.os else "", "other")
-    is_bot = parsed.device is not None and parsed.device.family == "Spider"
-    device = "bot" if is_bot else _device(text, system)
+    elif _MAJOR.fullmatch(major):
+        browser = f"{browser} {major}"
+    system = _SYSTEMS.get(systems.read(data)[0], "other")
+    device = "bot" if devices.read(data)[0] == "Spider" else _device(text, system)
     if browser == system == "other":
         return "other; other; bot" if device == "bot" else "other"
     return f"{browser}; {system}; {device}"
@@ -129,14 +132,57 @@ def _device(text: str, system: str) -> str:
     return "mobile" if system in {"iOS", "Windows Phone", "HarmonyOS"} else "other"
 
 
+class _Table:
+    """Rows of ua-parser, in its order: the first whose expression is found in a text describes it.
+
+    ua-parser brings three engines. Its Rust takes 27 MB, which every gateway would hold, and finds
+    robots in texts in which no row sees one; with ``re`` a search lasts as long as the text
+    wants. RE2 takes a third of that memory, and twice the Rust's 15 µs for an agent that is new.
+    """
+
+    def __init__(self, rows: Iterable[tuple[str, str, str]]) -> None:
+        from ua_parser.utils import fa_simplifier  # noqa: PLC0415 - SDK installations lack it
+
+        self._results: list[tuple[str, str]] = []
+        self._filter = re2.Filter()
+        for expression, family, major in rows:
+            self._filter.Add(fa_simplifier(expression))
+            self._results.append((family, major))
+        self._filter.Compile()
+
+    def read(self, data: bytes) -> tuple[str, str]:
+        """Give family and major version; empty where a text says none."""
+        place = min(self._filter.Match(data) or (), default=None)
+        if place is None:
+            return "", ""
+        family, major = self._results[place]
+        if "$1" not in family and major:
+            return family, major
+        found = self._filter.re(place).search(data)
+        parts = [(part or b"").decode() for part in found.groups()] if found else []
+        first, second, *_ = (*parts, "", "")
+        return family.replace("$1", first), major or second
+
+
 @cache
-def _parser() -> Parser:
+def _tables() -> tuple[_Table, _Table, _Table]:
+    """Give the tables of browsers, systems and devices, loaded when somebody asks: in 0.1 s."""
     if not available():
         raise RuleError(
             "user agents need ua-parser. Install milchglas[pipeline], or leave them to the gateway."
         )
-    # Loaded on first use: the tables take 0.3 s and 29 MB, and SDK installations lack them.
-    from ua_parser import Parser, load_lazy_builtins  # noqa: PLC0415
-    from ua_parser.regex import Resolver  # noqa: PLC0415
+    from ua_parser import load_lazy_builtins  # noqa: PLC0415 - SDK installations lack it
 
-    return Parser(Resolver(load_lazy_builtins()))
+    browsers: Any
+    systems: Any
+    devices: Any
+    browsers, systems, devices = load_lazy_builtins()
+    return (
+        _Table((row.regex, row.family, row.major or "") for row in browsers),
+        _Table((row.regex, row.family, "-") for row in systems),
+        # Of devices only robots matter; but it is the first row that decides, so all are asked.
+        _Table(
+            ("(?i)" * bool(row.flags & re.IGNORECASE) + row.regex, row.family, "-")
+            for row in devices
+        ),
+    )

@@ -12,9 +12,10 @@ Source:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 from itertools import groupby
+from operator import attrgetter
 from typing import Any, Final
 
 import fastavro
@@ -40,6 +41,7 @@ _OWN = (
     "remarks",
     "reason",
 )
+_own_of: Callable[[Parcel], tuple[Any, ...]] = attrgetter(*_OWN)
 
 
 def _load_schemas() -> tuple[Any, bytes, dict[bytes, Any]]:
@@ -72,7 +74,7 @@ def encode_batches(parcels: Iterable[Parcel]) -> list[bytes]:
         The bytes of each batch.
     """
     batches: list[bytes] = []
-    for header, run in groupby(parcels, key=lambda parcel: parcel.header):
+    for header, run in groupby(parcels, key=attrgetter("header")):
         chunk: list[Parcel] = []
         size = 0
         for parcel in run:
@@ -91,7 +93,7 @@ def _encode(header: tuple[str, ...], parcels: Sequence[Parcel]) -> bytes:
     out.write(_MARKER)
     out.write(FINGERPRINT)
     record = dict(zip(HEADER, header, strict=True))
-    items = [{name: getattr(parcel, name) for name in _OWN} for parcel in parcels]
+    items = [dict(zip(_OWN, _own_of(parcel), strict=True)) for parcel in parcels]
     fastavro.schemaless_writer(out, _WRITES, record | {"parcels": items})
     return out.getvalue()
 

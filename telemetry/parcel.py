@@ -6,8 +6,10 @@ Knows neither the bytes of a batch (`telemetry.batch`) nor what a body means.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import attrgetter
 
 from telemetry.errors import DecodeError
 
@@ -24,6 +26,7 @@ HEADER = (
 )
 """What the parcels of one batch have in common."""
 
+_header_of: Callable[[Parcel], tuple[str, ...]] = attrgetter(*HEADER)
 _EVENT_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -71,9 +74,8 @@ class Parcel:
     def __post_init__(self) -> None:
         if not _EVENT_ID.fullmatch(self.event_id):
             raise DecodeError("event_id", "event_id")
-        for name in HEADER:
-            if not getattr(self, name):
-                raise DecodeError("untagged", name)
+        if not all(_header_of(self)):
+            raise DecodeError("untagged", next(n for n in HEADER if not getattr(self, n)))
         for at in (self.occurred_at, self.received_at, self.retain_until):
             if at.tzinfo is not UTC:
                 raise DecodeError("time_without_zone")
@@ -87,4 +89,4 @@ class Parcel:
     @property
     def header(self) -> tuple[str, ...]:
         """What parcels of one batch have in common."""
-        return tuple(getattr(self, name) for name in HEADER)
+        return _header_of(self)

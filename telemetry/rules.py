@@ -189,7 +189,6 @@ class CompiledRules:
             )
             values.update({entry.name: entry.values for entry in part.fields if entry.values})
         self.input_types, self.contract_types = inputs, contracts
-        self.source = source_of(record)
         namespace: dict[str, Any] = {
             "RAW": _RAW,
             "KEY": KEY,
@@ -212,7 +211,7 @@ class CompiledRules:
         }
         # Names come from .avsc files of this package or the operator's own, and Avro names are
         # identifiers; wire names stand in the source as literals only.
-        exec(compile(self.source, f"<{record.name}>", "exec"), namespace)  # noqa: S102
+        exec(compile(source_of(record), f"<{record.name}>", "exec"), namespace)  # noqa: S102
         self.rewrite: Callable[[Any, Path, Ledger], Any] = namespace["rewrite_root"]
         self.recheck: Callable[[Any, Path, Ledger], None] = namespace["recheck_root"]
         self._slots: Callable[..., None] = namespace["slots_root"]
@@ -220,6 +219,11 @@ class CompiledRules:
         self.encode: Callable[[Any], bytes] = msgspec.json.Encoder().encode
         self._decode: Callable[[bytes], Any] = msgspec.json.Decoder(inputs[record.name]).decode
         self._reread: Callable[[bytes], Any] = msgspec.json.Decoder(contracts[record.name]).decode
+
+    @property
+    def source(self) -> str:
+        """The generated code, made again: it is 60 KB a record, and only people read it."""
+        return source_of(self.record)
 
     def slots(self, contract: Any, texts: Collection[str], statics: Collection[str]) -> list[Slot]:
         """Where some of the contract's free texts stand, in the order of its fields."""
@@ -278,7 +282,11 @@ class CompiledRules:
 
 
 class Schemas:
-    """All kinds of events under one policy: which rules an event is scrubbed by."""
+    """All kinds of events under one policy: which rules an event is scrubbed by.
+
+    Kinds for which the policy has a purpose are made to run at once. The others, which a gateway
+    drops unread, only when somebody asks: they are half of the records, and of the 15 MB.
+    """
 
     def __init__(
         self,
@@ -291,6 +299,7 @@ class Schemas:
         self.policy = policy
         self.records = dict(records or load_records())
         self._plain: dict[str, CompiledRules] = {}
+        self._off: dict[str, tuple[Record, Treatments]] = {}
         self._by_event: dict[str, dict[str, CompiledRules]] = {}
         tables: dict[str, Mapping[str, Mapping[str, Property]]] = {
             "event": policy.events,
@@ -310,6 +319,9 @@ class Schemas:
                 user_agents=user_agents,
             )
             table = next((e.declared_by for e in record.fields if e.declared_by), None)
+            if table is None and kind not in policy.purpose_of_kind:
+                self._off[kind] = record, treatments
+                continue
             if table is None:
                 self._plain[kind] = CompiledRules(record, treatments)
                 continue
@@ -354,6 +366,8 @@ class Schemas:
     @property
     def all_rules(self) -> Iterator[CompiledRules]:
         """Every compiled record, for tests and the data dictionary."""
+        for kind in self._off:
+            self.rules_for(kind, b"")
         yield from self._plain.values()
         for rules in self._by_event.values():
             yield from rules.values()
@@ -367,6 +381,8 @@ class Schemas:
         """
         if (rules := self._plain.get(kind)) is not None:
             return rules
+        if (off := self._off.get(kind)) is not None:
+            return self._plain.setdefault(kind, CompiledRules(*off))
         by_event = self._by_event.get(kind)
         if by_event is None:
             raise DecodeError("unknown_kind")

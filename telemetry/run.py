@@ -9,11 +9,14 @@ nothing else: a gateway public keys, a forwarder its recipient's credentials and
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import gc
 import importlib
 import importlib.metadata
 import os
 import resource
 import socket
+import sys
 import time
 from collections import Counter
 from collections.abc import (
@@ -78,6 +81,7 @@ from telemetry.rules import Schemas
 from telemetry.sinks import Sink, shaping_only
 from telemetry.start import (
     POLICIES_FILE,
+    SPEED_FILE,
     SPOOL_FILE,
     Part,
     Start,
@@ -86,6 +90,7 @@ from telemetry.start import (
     made_with,
     networks_of,
     open_custody,
+    remember_speed,
     sink_of,
     unbindable,
 )
@@ -102,6 +107,7 @@ __all__ = [
     "networks_of",
     "open_broker",
     "open_custody",
+    "settle",
 ]
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.run")
@@ -112,6 +118,9 @@ _STUCK_S: Final = 90.0
 _EXIT_LOG_LOST: Final = 71
 _DRAIN_S: Final = 8.0
 _TEND_S: Final = 15.0
+_SWITCH_S: Final = 0.0005
+"""How long a thread may keep the interpreter while others wait. With Python's 5 ms, an answer to a
+client waits that long for the thread that scrubs, as often as it waits for disk or network."""
 _LOOK_S: Final = 1.0
 _SHORT_FROM: Final = 7 / 8
 _SHORT_DISK_BYTES: Final = 64 * 1024 * 1024
@@ -443,6 +452,7 @@ class Runner:
         """Open what gateway and pseudonymizer need, each for itself."""
         part, state = self.part, self.settings.state_dir
         assert schemas is not None  # noqa: S101 - a condition of the start of these roles
+        remember_speed(policy.detectors, state / SPEED_FILE)
         dead_sealer = load_dead_letter_sealer(state / "keys" / "public.json")
         if part.gateway:
             self.edge = Edge(schemas)
@@ -917,6 +927,19 @@ class Runner:
         entries, pending = await self.storage.call(snapshot)
         names = tuple(n for n, recipient in self.policy.recipients.items() if recipient.sink)
         return Books(entries, pending, names, shelved=isinstance(broker, Shelf))
+
+
+def settle() -> None:
+    """Make this process, which has opened its pipeline, one that only serves from here on.
+
+    Gives back what only the start needed. What is loaded by now stays until the end, so the
+    collector of garbage need not look at it again and again.
+    """
+    sys.setswitchinterval(_SWITCH_S)
+    gc.collect()
+    gc.freeze()
+    with suppress(OSError, AttributeError):  # another C library keeps its own house
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def keeps(policy: Policy) -> dict[str, Period]:

@@ -9,9 +9,12 @@ Not asked: recipients, and Kafka. A PostgreSQL vault is: it tells whether it fit
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import importlib.metadata
 import inspect
 import os
+import platform
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +28,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from scrubbers.detectors import Detectors
 from scrubbers.model import RuleError
 from scrubbers.user_agent import reduce_user_agent
 from telemetry.brokers.spool import Spool
@@ -62,6 +66,7 @@ from telemetry.sinks import Sink, shaping_only
 
 __all__ = [
     "POLICIES_FILE",
+    "SPEED_FILE",
     "SPOOL_FILE",
     "Finding",
     "Part",
@@ -69,16 +74,20 @@ __all__ = [
     "Start",
     "check_broker",
     "check_host",
+    "check_speed",
     "made_with",
     "networks_of",
     "open_custody",
+    "remember_speed",
     "sink_of",
     "unbindable",
 ]
 
 SPOOL_FILE: Final = "spool.sqlite3"
+SPEED_FILE: Final = "detectors.fast"
 POLICIES_FILE: Final = "policies.ndjson"
 _PORTS: Final = 65_535
+_VERSION: Final = importlib.metadata.version("milchglas")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,10 +309,11 @@ class Start:
     def _schemas(self) -> None:
         policy = self._loaded
         try:
-            policy.detectors.check_speed(time.thread_time)
+            check_speed(policy.detectors, self.settings.state_dir / SPEED_FILE)
         except RuleError as error:
             raise PolicyError(str(error), path=policy.folder / "detectors.toml") from None
-        reduce_user_agent("")  # loads its table now, not while the first client waits
+        if self.part.gateway:
+            reduce_user_agent("")  # loads its table now, not while the first client waits
         self.schemas = Schemas(policy, policy.detectors)
 
     def _sinks(self) -> None:
@@ -580,6 +590,39 @@ def networks_of(recipient: Recipient, *, trial: bool) -> list[str]:
         with suppress(ValueError):
             networks.append(str(ip_network(host)))
     return networks
+
+
+def check_speed(detectors: Detectors, memo: Path) -> None:
+    """Refuse a table that would slow every event down; as `Detectors.check_speed`, but once.
+
+    A table that was fast enough under a version of RE2 still is at the next start, which need not
+    spend a third of a second on it. What decides it stands in the memo as one digest: whoever
+    changes the table, RE2 or the memo has it measured again. Whether a table finds what it must is
+    checked at each start, whatever the memo says.
+
+    Args:
+        detectors: The table.
+        memo: Where `remember_speed` keeps the digest. One that cannot be read costs time only.
+
+    Raises:
+        RuleError: The table is too slow.
+    """
+    with suppress(OSError, UnicodeDecodeError):
+        if memo.read_text("ascii").strip() == _digest_of_speed(detectors):
+            return
+    detectors.check_speed(time.thread_time)
+
+
+def remember_speed(detectors: Detectors, memo: Path) -> None:
+    """Write down that a table was fast enough. What cannot be written costs time at each start."""
+    with suppress(OSError):
+        memo.write_text(f"{_digest_of_speed(detectors)}\n", "ascii")
+
+
+def _digest_of_speed(detectors: Detectors) -> str:
+    what = [row.detector.anchor for row in detectors.rows]
+    what += [importlib.metadata.version("google-re2"), platform.machine(), _VERSION]
+    return hashlib.sha256(msgspec.json.encode(what)).hexdigest()
 
 
 def check_host(name: str, hosts: Sequence[str], given: Mapping[str, str]) -> None:

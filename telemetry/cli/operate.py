@@ -74,7 +74,7 @@ async def serve(settings: Settings, part: Part | None = None) -> None:
         ConfigError: It cannot start.
         BrokerError: The log cannot be opened.
     """
-    from telemetry.run import Runner  # noqa: PLC0415 - help must not wait for the whole pipeline
+    from telemetry.run import Runner, settle  # noqa: PLC0415 - help must not wait for all of it
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     stop = asyncio.Event()
@@ -92,6 +92,7 @@ async def serve(settings: Settings, part: Part | None = None) -> None:
     runner = Runner(settings, lambda line: console.print(line, style="yellow", markup=False), part)
     try:
         await runner.open()
+        settle()
         policy = runner.policy
         where = escape(str(policy.folder))
         console.print(f"Policy {policy.digest[:12]} of notice {policy.notice.version}, {where}")

@@ -25,14 +25,24 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from telemetry.testing.heap import HeapStandIn
 from telemetry.testing.sentry import SentryStandIn
 from tests.bench.workloads import analytics_event
 from tests.integration.running import Running, until
 
-__all__ = ["ROWS", "measure_end_to_end"]
+__all__ = [
+    "ROWS",
+    "cpu_s",
+    "delivered",
+    "events_of",
+    "measure_end_to_end",
+    "process",
+    "round_trips",
+    "rss_mb",
+    "send",
+]
 
 ROWS: Final = (
     "json/end to end A",
@@ -58,7 +68,7 @@ def measure_end_to_end(*, short: bool, tell: Callable[[str], None]) -> dict[str,
     """Run the pipeline: one event a request, then five times 2,000, a hundred a request."""
     single = _SINGLE // (4 if short else 1)
     figures: dict[str, float] = {}
-    with tempfile.TemporaryDirectory(prefix="bench-") as name, _process("recipients") as recipients:
+    with tempfile.TemporaryDirectory(prefix="bench-") as name, process("recipients") as recipients:
         assert recipients.stdout is not None
         given = json.loads(recipients.stdout.readline())
         heap: Any = SimpleNamespace(url=given["heap"]["url"], settings=given["heap"])
@@ -78,36 +88,46 @@ def measure_end_to_end(*, short: bool, tell: Callable[[str], None]) -> dict[str,
 def _measure(pipeline: Running, single: int, tell: Callable[[str], None]) -> dict[str, float]:
     assert pipeline.process is not None
     pid = pipeline.process.pid
-    figures = {"RSS of telemetry run, idle, MB": _rss_mb(pid)}
+    figures = {"RSS of telemetry run, idle, MB": rss_mb(pid)}
     taken = _WARM_UP
-    _send(pipeline, _WARM_UP, 1, "warm-up")
-    _delivered(pipeline, taken)
+    send(pipeline, _WARM_UP, 1, "warm-up")
+    delivered(pipeline, taken)
     tell("end to end: one event a request")
-    figures["end to end, one a request, taken/s"] = single / _send(pipeline, single, 1, "single")
+    figures["end to end, one a request, taken/s"] = single / send(pipeline, single, 1, "single")
     taken += single
-    _delivered(pipeline, taken)
-    taken_s = through_s = cpu_s = json_s = float("inf")
+    delivered(pipeline, taken)
+    taken_s = through_s = used_s = json_s = float("inf")
     for turn in range(_TURNS):
         tell(f"end to end: {_BATCHED} events, a hundred a request, {turn + 1} of {_TURNS}")
         seed = f"batched {turn}"
-        json_s = min(json_s, *_round_trips(_events(_BATCHED, seed)))
-        began_cpu = _cpu_s(pid)
-        took_s = _send(pipeline, _BATCHED, _BATCH, seed)
+        json_s = min(json_s, *round_trips(events_of(_BATCHED, seed)))
+        began_cpu = cpu_s(pid)
+        took_s = send(pipeline, _BATCHED, _BATCH, seed)
         ended = time.perf_counter()
         taken += _BATCHED
-        _delivered(pipeline, taken)
+        delivered(pipeline, taken)
         taken_s = min(taken_s, took_s)
         # Making the events and starting Python is not the pipeline's time.
         through_s = min(through_s, took_s + time.perf_counter() - ended)
-        cpu_s = min(cpu_s, _cpu_s(pid) - began_cpu)
-    figures["json/end to end A"] = json_s / cpu_s
+        used_s = min(used_s, cpu_s(pid) - began_cpu)
+    figures["json/end to end A"] = json_s / used_s
     figures["end to end, 100 a request, taken/s"] = _BATCHED / taken_s
     figures["end to end, 100 a request, delivered/s"] = _BATCHED / through_s
-    figures["RSS of telemetry run, after 10,000 events, MB"] = _rss_mb(pid)
+    figures["RSS of telemetry run, after 10,000 events, MB"] = rss_mb(pid)
     return figures
 
 
-def _process(*arguments: str) -> subprocess.Popen[str]:
+class Served(Protocol):
+    """Where a pipeline listens, and its books."""
+
+    @property
+    def port(self) -> int: ...
+
+    def books(self) -> dict[str, Any]: ...
+
+
+def process(*arguments: str) -> subprocess.Popen[str]:
+    """Start recipients or clients as a process of their own."""
     return subprocess.Popen(  # noqa: S603 - our own words
         [sys.executable, "-m", "tests.bench.end_to_end", *arguments],
         stdin=subprocess.PIPE,
@@ -116,13 +136,15 @@ def _process(*arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def _send(pipeline: Running, events: int, batch: int, seed: str) -> float:
+def send(pipeline: Served, events: int, batch: int, seed: str) -> float:
     """Let clients send events; give the seconds until all were answered."""
-    with _process("clients", str(pipeline.port), str(events), str(batch), seed) as clients:
+    with process("clients", str(pipeline.port), str(events), str(batch), seed) as clients:
         return float(clients.communicate(timeout=_PATIENCE_S)[0])
 
 
-def _delivered(pipeline: Running, events: int) -> None:
+def delivered(pipeline: Served, events: int) -> None:
+    """Return when Heap has so many events, none was dropped and none is a dead letter."""
+
     def through() -> bool:
         books = pipeline.books()
         assert not books["dead"], books["dead"]
@@ -132,7 +154,8 @@ def _delivered(pipeline: Running, events: int) -> None:
     until(through, _PATIENCE_S, "delivered")
 
 
-def _round_trips(lines: Sequence[bytes]) -> Iterator[float]:
+def round_trips(lines: Sequence[bytes]) -> Iterator[float]:
+    """Give the processor time of a JSON round trip of all lines, several times."""
     for _ in range(_ROUND_TRIPS):
         began = time.process_time()
         for line in lines:
@@ -140,13 +163,13 @@ def _round_trips(lines: Sequence[bytes]) -> Iterator[float]:
         yield time.process_time() - began
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
     """Give the processor time of a process so far, all threads. Source: proc(5)."""
     fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _rss_mb(pid: int) -> float:
+def rss_mb(pid: int) -> float:
     """Give the memory that a process holds, in MB of 10^6 bytes. Source: proc(5)."""
     pages = int(Path(f"/proc/{pid}/statm").read_text("utf-8").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
@@ -164,14 +187,15 @@ def _recipients() -> None:
         sys.stdin.read()
 
 
-def _events(events: int, seed: str) -> list[bytes]:
+def events_of(events: int, seed: str) -> list[bytes]:
+    """Make the events of a seed."""
     chance = random.Random(seed)  # noqa: S311 - the same events each time
     return [json.dumps(analytics_event(chance, n, pii=n % 20 == 0)).encode() for n in range(events)]
 
 
 async def _clients(port: int, events: int, batch: int, seed: str) -> None:
     """Send events over kept connections; print how many seconds that took."""
-    lines = _events(events, seed)
+    lines = events_of(events, seed)
     bodies = [b"\n".join(lines[n : n + batch]) for n in range(0, events, batch)]
     requests = [
         b"POST /v1/events HTTP/1.1\r\nHost: bench\r\nContent-Type: application/x-ndjson\r\n"

@@ -28,5 +28,4 @@ def schemas() -> Schemas:
 
 def rules_of(kind: str, event: str = "page viewed") -> CompiledRules:
     """Give the rules of a kind; of analytics, those of one declared event."""
-    found = schemas()
-    return found._by_event[kind][event] if kind in found._by_event else found._plain[kind]
+    return schemas().rules_for(kind, b'{"event":"%s"}' % event.encode())

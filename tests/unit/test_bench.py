@@ -14,7 +14,7 @@ import pytest
 from scrubbers.detectors import Detectors
 from telemetry.policy import load_policy, schemas_dir
 from tests.bench import __main__ as bench
-from tests.bench import neighbours, scrubbing
+from tests.bench import distributed, neighbours, scrubbing
 from tests.bench.gates import GATES, Gate, judge, load
 from tests.bench.invented import extended
 from tests.bench.neighbours import NEIGHBOURS, Absent, NextDoor, install
@@ -248,6 +248,42 @@ def test_a_missing_neighbour_is_named_even_where_nobody_promised_it(
     monkeypatch.delenv("TELEMETRY_REQUIRE")
     figures.pop("orjson/scrub B8 clean")
     assert bench.main(["--short"]) == 1
+
+
+def test_without_kafka_its_rows_are_excused_unless_it_is_promised(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del elsewhere
+    figures = {
+        name: row.gate or row.floor or 1.0
+        for name, row in load().items()
+        if name not in distributed.ROWS
+    }
+    monkeypatch.setattr(bench, "measure", _found(figures, {"Kafka": "Kafka: no java"}))
+    assert bench.main(["--short"]) == 0
+    assert "Not here: Kafka: no java" in capsys.readouterr().err
+    monkeypatch.setenv("TELEMETRY_REQUIRE", "neighbours,node")
+    assert bench.main(["--short"]) == 0
+    monkeypatch.setenv("TELEMETRY_REQUIRE", "kafka")
+    assert bench.main(["--short"]) == 1
+    # There, and not measured, is something else.
+    monkeypatch.setattr(bench, "measure", _found(figures, {}))
+    monkeypatch.delenv("TELEMETRY_REQUIRE")
+    assert bench.main(["--short"]) == 1
+
+
+def test_a_second_pseudonymizer_is_left_to_the_long_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def measured(names: list[str], **_: object) -> Any:
+        asked.append(names)
+        return bench.Measured({}, {}, {})
+
+    monkeypatch.setattr(bench, "measure", measured)
+    monkeypatch.setattr(bench, "OUTPUT", Path("/dev/null"))
+    bench.main(["--short"])
+    bench.main([])
+    assert set(asked[1]) - set(asked[0]) == set(distributed.LONG)
 
 
 def test_a_pattern_without_rows_is_a_wrong_option(capsys: pytest.CaptureFixture[str]) -> None:

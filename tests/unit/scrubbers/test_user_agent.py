@@ -39,7 +39,7 @@ def test_a_user_agent_becomes_family_system_and_device(text: str, wanted: str) -
 def test_an_installation_without_the_tables_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    user_agent._parser.cache_clear()
+    user_agent._tables.cache_clear()
     monkeypatch.setattr(user_agent, "available", lambda: False)
     with pytest.raises(RuleError, match=r"milchglas\[pipeline\]"):
         reduce_user_agent("Mozilla/5.0 never seen before")
