@@ -503,7 +503,9 @@ class Forwarder:
                     return None  # found; it is tried again later, by itself
                 continue
             wait_s = until - self._monotonic()
-            if not ready and wait_s > _SEARCH_WAIT_S:
+            if wait_s > _SEARCH_WAIT_S and (not ready or until == float("inf")):
+                # Nothing soon; or these may not go together at all any more, as in an outage, and
+                # there is nothing to wait for.
                 return None
             await self._rest(min(max(wait_s, 0.01), _PAUSE_LOOK_S))
         return True

@@ -715,3 +715,21 @@ async def test_a_recipient_that_refuses_everything_is_not_fed_into_the_dead_lett
         Entry("heap", "delivered"): 800,
     }
     assert balanced(broker)
+
+
+async def test_an_outage_that_begins_during_a_search_ends_it() -> None:
+    """A search whose tests may only go one by one waited for the others, and for ever."""
+    broker, requests, down = filled(8), 0, 12
+
+    def answer(deliveries: Sequence[Delivery]) -> Sequence[Outcome]:
+        nonlocal requests
+        requests += 1
+        if requests == 1:
+            return [Retry(split=True)] * len(deliveries)  # too large together
+        return [Retry() if requests < down else Delivered()] * len(deliveries)
+
+    sender = forwarder(Scripted(answer), broker)
+    async with asyncio.timeout(20):
+        assert await sender.step()
+    assert requests > down
+    assert broker.counts[Entry("heap", "delivered")] == 8
