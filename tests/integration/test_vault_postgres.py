@@ -21,6 +21,7 @@ from telemetry.errors import ConfigError, IdentifierError, VaultError
 from telemetry.identity import initialise_development, open_vault
 from telemetry.identity.keyring import Keyring, Secret
 from telemetry.identity.vault import Tombstoned, Vault
+from telemetry.identity.vault.journal import Journal
 from telemetry.identity.vault.tables import open_engine
 from telemetry.identity.vault.upkeep import backup, forget, restore, rewrap, rotate, stats
 from tests.postgres import postgres
@@ -270,3 +271,28 @@ def test_two_processes_that_meet_the_same_new_accounts_agree_on_one_secret_each(
     assert len(answers[0]) == 600
     assert answers[0] == answers[1]
     assert len({line.split()[1] for line in answers[0]}) == 600
+
+
+def test_many_that_start_at_once_on_an_empty_database_have_one_journal(server: str) -> None:
+    names: list[str] = []
+    begin = threading.Barrier(8)
+
+    def start() -> None:
+        begin.wait(10)
+        journal = Journal(server)
+        names.append(journal.name)
+        journal.close()
+
+    for _ in range(3):
+        names.clear()
+        engine = open_engine(server)
+        with engine.begin() as connection:
+            connection.exec_driver_sql("DROP TABLE IF EXISTS tombstones, journal, vault")
+        engine.dispose()
+        threads = [threading.Thread(target=start) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert len(names) == 8
+        assert len(set(names)) == 1

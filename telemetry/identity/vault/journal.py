@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 import sqlalchemy as sql
 
 from telemetry.errors import VaultError
-from telemetry.identity.vault.tables import insert, look_into, open_engine, transaction
+from telemetry.identity.vault.tables import alone, insert, look_into, open_engine, transaction
 
 __all__ = ["Entry", "Journal", "Standing"]
 
@@ -127,6 +127,7 @@ class Journal:
         # between processes calls for.
         self._engine = open_engine(url, write_ahead=False)
         with transaction(self._engine, writes=True) as connection:
+            alone(connection)
             _METADATA.create_all(connection)
             name = connection.scalar(sql.select(_JOURNAL.c.name))
             if name is None:

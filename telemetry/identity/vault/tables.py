@@ -31,6 +31,7 @@ __all__ = [
     "SUPPRESSIONS",
     "about",
     "add_subjects",
+    "alone",
     "change_subjects",
     "check_version",
     "chunks",
@@ -312,6 +313,15 @@ def check_version(found: int) -> None:
         )
 
 
+def alone(connection: sql.Connection) -> None:
+    """Make or change tables while nobody else does, until the transaction ends.
+
+    SQLite lets one write at a time anyway; on PostgreSQL two first starts would make one table.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(sql.select(sql.func.pg_advisory_xact_lock(_ADVISORY)))
+
+
 def migrate(connection: sql.Connection, today: date) -> int:
     """Bring the schema up to date, in place, within the transaction that is open.
 
@@ -321,8 +331,7 @@ def migrate(connection: sql.Connection, today: date) -> int:
     Raises:
         ConfigError: A later version made it.
     """
-    if connection.dialect.name == "postgresql":
-        connection.execute(sql.select(sql.func.pg_advisory_xact_lock(_ADVISORY)))
+    alone(connection)
     tables = set(sql.inspect(connection).get_table_names())
     found = 0
     if "subjects" in tables:
