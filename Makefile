@@ -92,7 +92,7 @@ fuzz: $(READY)
 	@$(BIN)/python -m tests.fuzz $(TARGETS) --seconds $(if $(filter command line,$(origin SECONDS)),$(SECONDS),60) --jobs $(WORKERS)
 
 soak: $(READY)
-	@$(BIN)/python -m tests.soak --json build/soak.json $(if $(SHORT),--minutes 2 --kills 200 --calm-s 40 --stall-s 40,--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(ROUND),--round $(ROUND))
+	@$(BIN)/python -m tests.soak --json build/soak.json $(if $(SHORT),--minutes 2 --kills 200 --calm-s 40 --stall-s 40 --recovery-s 20,--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(ROUND),--round $(ROUND))
 
 lock:
 	@command -v uv >/dev/null || { echo 'make lock needs uv: pip install uv' >&2; exit 1; }
