@@ -115,7 +115,7 @@ _VERSION_BEFORE = re.compile(
     rb"|\b(?:up|down)grad(?:ed?|ing)\b[^\r\n]{0,32}\s(?:from|to)\s)\Z"
 )
 _BETWEEN_VERSION = b" \t\n\r\f\v\"'.=:/#-"
-_VERSION_ENDS = frozenset(bytes((byte,)) for byte in b"vrnedyVRNEDY")
+_VERSION_ENDS = frozenset(bytes((byte,)) for byte in b"vrnedymoVRNEDYMO")
 _PRE_RELEASE = re.compile(
     rb"(?i)[-_+](?:alpha|beta|rc|snapshot|dev|release|final|ga|pre|sp|hotfix|build)"
 )

@@ -10,6 +10,7 @@ Fails closed: a forwarder that could not ask the board for half a minute sends n
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,20 +19,53 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import structlog
 
 from telemetry.brokers import Board, Order
-from telemetry.errors import BrokerError, PolicyError
+from telemetry.errors import BrokerError, ConfigError, PolicyError
 from telemetry.forward import Forwarder
 from telemetry.policy import PolicyRegister
-from telemetry.start import Paused
 
-__all__ = ["Orders"]
+__all__ = ["Orders", "Paused"]
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("telemetry.orders")
 
 _LOOK_S: Final = 1.0
 _STALE_S: Final = 30.0
+
+
+class Paused:
+    """Which recipients were ordered to wait: a restart must not undo what an operator ordered."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> list[str]:
+        """Name them.
+
+        Raises:
+            ConfigError: The file cannot be read.
+        """
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=list[str])
+        except FileNotFoundError:
+            return []
+        except (OSError, msgspec.MsgspecError):
+            raise ConfigError(
+                "cannot be read, so nobody knows which recipients were paused.",
+                path=self._path,
+                remedy="Remove it if none is to be.",
+            ) from None
+
+    def write(self, names: Iterable[str]) -> None:
+        """Keep them, durably."""
+        beside = self._path.with_suffix(".new")
+        with beside.open("wb") as file:
+            file.write(msgspec.json.encode(sorted(names)))
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(self._path)
 
 
 class Orders:

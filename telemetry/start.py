@@ -17,7 +17,7 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -53,6 +53,7 @@ from telemetry.identity import (
 from telemetry.identity import inspect as inspect_keys
 from telemetry.identity.audit import AUDIT_FILE, AuditLog
 from telemetry.identity.keyring import Keyring
+from telemetry.orders import Paused
 from telemetry.policy import (
     Policy,
     PolicyRegister,
@@ -70,7 +71,6 @@ __all__ = [
     "SPOOL_FILE",
     "Finding",
     "Part",
-    "Paused",
     "Start",
     "check_broker",
     "check_host",
@@ -643,36 +643,3 @@ def check_host(name: str, hosts: Sequence[str], given: Mapping[str, str]) -> Non
                 f"recipient.{name} has a {key} at a host that recipients.toml does not name.",
                 remedy=f"Use one of: {', '.join(hosts)}; or add the host to the policy.",
             )
-
-
-class Paused:
-    """Which recipients were ordered to wait: a restart must not undo what an operator ordered."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def read(self) -> list[str]:
-        """Name them.
-
-        Raises:
-            ConfigError: The file cannot be read.
-        """
-        try:
-            return msgspec.json.decode(self._path.read_bytes(), type=list[str])
-        except FileNotFoundError:
-            return []
-        except (OSError, msgspec.MsgspecError):
-            raise ConfigError(
-                "cannot be read, so nobody knows which recipients were paused.",
-                path=self._path,
-                remedy="Remove it if none is to be.",
-            ) from None
-
-    def write(self, names: Iterable[str]) -> None:
-        """Keep them, durably."""
-        beside = self._path.with_suffix(".new")
-        with beside.open("wb") as file:
-            file.write(msgspec.json.encode(sorted(names)))
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(self._path)

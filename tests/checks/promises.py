@@ -421,6 +421,9 @@ def check_rates(made: Installation) -> None:
         monotonic=lambda: clock[0],
     )  # fmt: skip
 
+    for window in forwarder._windows:
+        window.heed(1.0, clock[0])
+
     def burst(kind: str, identity: str, tries: int) -> int:
         """Send what may go at this moment; say how many that are."""
         one = Delivery(delivery_id="", kind=kind, body=b"", occurred_at=NOW)

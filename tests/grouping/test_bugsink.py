@@ -211,7 +211,7 @@ RAISED = [(kind, number, way) for kind in KINDS for number, way in enumerate(sor
 
 
 @pytest.mark.bugsink
-@pytest.mark.slow
+@pytest.mark.endurance
 @pytest.mark.timeout(500)
 @pytest.mark.xdist_group("bugsink")
 def test_bugsink_makes_one_issue_of_one_error(bugsink: Bugsink) -> None:
@@ -228,7 +228,7 @@ def test_bugsink_makes_one_issue_of_one_error(bugsink: Bugsink) -> None:
 
 
 @pytest.mark.bugsink
-@pytest.mark.slow
+@pytest.mark.endurance
 @pytest.mark.timeout(500)
 @pytest.mark.xdist_group("bugsink")
 def test_the_same_errors_unscrubbed_are_many_issues(bugsink: Bugsink) -> None:

@@ -58,6 +58,7 @@ def event(account: int, number: int) -> dict[str, object]:
     return {"event": "page viewed", "account": account, "event_id": f"{number:032x}"}
 
 
+@pytest.mark.endurance
 @pytest.mark.timeout(240)
 def test_a_first_start_makes_keys_and_rotations_while_it_runs_lose_and_change_nothing(
     tmp_path: Path,

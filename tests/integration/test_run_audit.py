@@ -133,6 +133,7 @@ async def test_a_log_that_was_changed_or_cannot_be_handed_over_stops_the_start(
     with pytest.raises(AuditError):
         await run.open()
     await run.close()
+    (tmp_path / "state").mkdir(mode=0o700, exist_ok=True)
     (tmp_path / "state" / AUDIT_FILE).write_bytes(b"noise" * 5000)
     run = runner(tmp_path / "state")
     with pytest.raises(AuditError):

@@ -118,7 +118,7 @@ class Slowly:
     def __init__(self, rules: CompiledRules) -> None:
         self._rules = rules
         self.treatments = rules.treatments
-        self.rewrite, self.slots = rules.rewrite, rules.slots
+        self.rewrite, self.slots, self.forms = rules.rewrite, rules.slots, rules.forms
         self.encoded: list[Any] = []
 
     def decode(self, raw: bytes, ledger: Ledger) -> Any:

@@ -269,7 +269,7 @@ def test_a_seed_decides_events_and_schedule(tmp_path: Path) -> None:
     assert events.hostile(range(9), one) == events.hostile(range(9), other)
 
 
-@pytest.mark.slow
+@pytest.mark.endurance
 @pytest.mark.timeout(180)
 def test_a_short_round_loses_nothing_and_says_what_it_did(tmp_path: Path) -> None:
     report = Round(20261122, 0, tmp_path / "round", kills=6).run()

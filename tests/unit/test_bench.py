@@ -355,7 +355,7 @@ def test_a_race_without_its_neighbour_has_all_other_rows() -> None:
     assert work.absent.keys() == {"relay @common"}
 
 
-@pytest.mark.slow
+@pytest.mark.endurance
 @pytest.mark.timeout(600)  # installs them, once
 def test_a_neighbour_does_the_work_that_its_row_says() -> None:
     install()
