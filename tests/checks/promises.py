@@ -31,6 +31,7 @@ from telemetry.notice import data_dictionary
 from telemetry.parcel import Parcel
 from telemetry.pipeline import Deliver, Terms, decide
 from telemetry.policy import Policy, load_policy, schemas_dir
+from telemetry.retention import Period
 from telemetry.rules import Schemas
 from telemetry.run import check_host, rates_of
 from telemetry.schema import Record, load_records
@@ -50,12 +51,15 @@ __all__ = [
     "check_event_ids",
     "check_hosts",
     "check_ids",
+    "check_lies",
     "check_periods",
     "check_profiles",
     "check_properties",
     "check_rates",
     "check_refusals",
+    "check_subjects",
     "check_tokens",
+    "check_ways_back",
     "loaded",
     "shipped_tables",
     "written",
@@ -328,6 +332,35 @@ def check_periods(made: Installation) -> None:
         assert parcel is not None, f"{kind} is gone too early: {reason}"
         assert parcel.retain_until == last + timedelta(seconds=1)
         assert _taken(made, kind, event, last + timedelta(seconds=1))[2] == "expired"
+
+
+def check_lies(made: Installation) -> None:
+    """Require that what is on its way lies nowhere longer than promised, nor goes too early."""
+    found = {"dead_letters": made.policy.dead_letters, **made.policy.log_retention}
+    assert found == {name: Period.parse(text) for name, text in PROMISED["lies"].items()}
+
+
+def check_subjects(made: Installation) -> None:
+    """Require that nobody keeps a secret longer than promised, and that trace ids stay or go."""
+    assert made.policy.max_age == Period(months=PROMISED["subjects"]["months"])
+    assert made.policy.trace == PROMISED["subjects"]["trace"]
+
+
+def check_ways_back(made: Installation) -> None:
+    """Require that nobody goes back further, or more often, than promised; each rule says why."""
+    rules = made.policy.ways_back
+    assert {
+        "audit_keep_years": rules.audit.keep_years,
+        "token_per_person_and_day": rules.token.per_person_and_day,
+        "join_enabled": rules.join.enabled,
+        "join_per_person_and_day": rules.join.per_person_and_day,
+        "reidentify_enabled": rules.reidentify.enabled,
+        "reidentify_per_person_and_day": rules.reidentify.per_person_and_day,
+        "reidentify_valid_hours": rules.reidentify.valid_hours,
+    } == PROMISED["ways_back"]
+    assert rules.audit.source
+    assert not rules.reason
+    assert not rules.person
 
 
 def check_consent(made: Installation) -> None:

@@ -39,6 +39,12 @@ _WORDS: Final[Mapping[tuple[str, str], tuple[str, ...]]] = {
     ("recipients.toml", "kept"): ("P1D", "P13M", "unknown"),
     ("retention.toml", "ceiling"): ("P11M", "P13M"),
     ("retention.toml", "period"): ("P11M", "P13M"),
+    ("retention.toml", "sealed"): ("P1D", "P12M"),
+    ("retention.toml", "clean"): ("P1D", "P12M"),
+    ("retention.toml", "dead"): ("P1D", "P12M"),
+    ("retention.toml", "held"): ("P11M", "P13M"),
+    ("pseudonyms.toml", "mode"): ("drop",),
+    ("pseudonyms.toml", "max_age"): ("P35M", "P37M"),
     ("pseudonyms.toml", "namespace"): ("app:other",),
     ("pseudonyms.toml", "profile"): ("integer", "uuid", "opaque", "nocase", "email"),
     ("treatments.toml", "profile"): ("ga", "strict", "drop"),
@@ -166,12 +172,13 @@ def judge(mutant: Mutant) -> Killed | None:
         "recipients.toml": (
             "destinations", "tokens", "event_ids", "hosts", "rates", "dictionary", "refusals",
         ),
-        "retention.toml": ("periods", "dictionary"),
-        "pseudonyms.toml": ("ids", "tokens", "destinations"),
+        "retention.toml": ("periods", "lies", "dictionary"),
+        "pseudonyms.toml": ("ids", "tokens", "subjects", "destinations"),
         "events.toml": ("properties", "destinations"),
         "user_properties.toml": ("properties",),
         "treatments.toml": ("addresses",),
         "addresses.toml": ("addresses", "profiles"),
+        "ways_back.toml": ("ways_back",),
     }  # fmt: skip
     for name in by_file[mutant.table]:
         check: Callable[[Installation], None] = getattr(promises, f"check_{name}")
