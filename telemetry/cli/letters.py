@@ -237,7 +237,9 @@ def purge_letters(  # noqa: PLR0913 - options
             counted = Counter(one.reason for letters in desk.pages(chosen) for one in letters)
             listed = ", ".join(f"{reason} {count}" for reason, count in sorted(counted.items()))
             if counted:
-                confirm(f"Delete {counted.total()} dead letters for good ({listed})?", yes=yes)
+                confirm(
+                    f"Delete for good: {counted.total()} of the dead letters ({listed})?", yes=yes
+                )
         purged = 0
         with _progress("purged", desk.waiting()) as advance:
             for count in desk.purge(chosen):

@@ -120,16 +120,16 @@ def test_purged_letters_are_not_shown_and_their_bytes_go_as_far_as_nothing_is_in
     operator = Operator(tmp_path, opened, bootstrap)
     for number, reason in enumerate(("undecodable", "undecodable", "contract", "undecodable")):
         operator.dead(recent(number, b"{}"), reason=reason)
-    assert operator.run("dead", "purge", "--reason", "undecodable") == {"purged": 3}
+    assert operator.run("dead", "purge", "--yes", "--reason", "undecodable") == {"purged": 3}
     (left,) = operator.run("dead", "list")
     assert left["reason"] == "contract"
-    assert operator.run("dead", "purge", "--reason", "undecodable") == {"purged": 0}
+    assert operator.run("dead", "purge", "--yes", "--reason", "undecodable") == {"purged": 0}
     client = kafka.KafkaConsumer(bootstrap_servers=bootstrap)
     partition = kafka.TopicPartition(topic_name(opened.prefix, DEAD), 0)
     oldest = client.beginning_offsets([partition])[partition]
     client.close()
     assert oldest == 2, "the first two are off the disk; what stays keeps the last one's bytes"
-    assert operator.run("dead", "purge", "--all") == {"purged": 1}
+    assert operator.run("dead", "purge", "--yes", "--all") == {"purged": 1}
     assert operator.run("dead", "list") == []
     assert operator.broker.books()[Entry(DEAD, "dropped", "purged")] == 4
 
@@ -202,7 +202,7 @@ def test_without_the_right_to_delete_letters_are_marked_and_one_is_told(
     operator.dead(recent(0, b"{}"))
     assert len(operator.run("dead", "list")) == 1
     where = ["--config", str(operator.config), "--state", str(operator.state)]
-    done = CliRunner().invoke(app, ["dead", "purge", "--all", *where])
+    done = CliRunner().invoke(app, ["dead", "purge", "--all", "--yes", *where])
     assert done.exit_code == 0, done.output
     assert "no right to delete" in done.stderr
     assert operator.run("dead", "list") == []
