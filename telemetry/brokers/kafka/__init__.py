@@ -87,6 +87,7 @@ _TAIL_RECORDS: Final = 20_000
 _TAIL_S: Final = 3.0
 _BOARD_S: Final = 3.0
 _HOLE_TRIES: Final = 200
+_COORDINATOR_S: Final = 0.2
 
 
 def topic_name(prefix: str, stream: str) -> str:
@@ -913,12 +914,21 @@ class KafkaBroker:
             self._admin = self._clients.administrator()
         topic, name = self.topic(stream), self._group(stream, group)
         wanted = [kafka.TopicPartition(topic, n) for n in range(self._partition_count(topic))]
-        given = self._admin.list_group_offsets({name: wanted})[name]
-        return {
-            partition: (commit.offset, decode_metadata(commit.metadata)[0])
-            for partition, commit in given.items()
-            if commit.offset >= 0
-        }
+        patient_until = time.monotonic() + self._timeout_ms / 1000
+        while True:
+            try:
+                given = self._admin.list_group_offsets({name: wanted})[name]
+            except kafka.errors.CoordinatorNotAvailableError:
+                # Whoever first asks a cluster for a group has its topic of groups made: seconds.
+                if time.monotonic() > patient_until:
+                    raise
+                time.sleep(_COORDINATOR_S)
+                continue
+            return {
+                partition: (commit.offset, decode_metadata(commit.metadata)[0])
+                for partition, commit in given.items()
+                if commit.offset >= 0
+            }
 
     def _of_tail(self, commits: Mapping[Any, tuple[int, Counter[Entry]]]) -> Counter[Entry]:
         """Add up what sealed records say that the pseudonymizer has not finished."""
