@@ -501,6 +501,7 @@ class Ledger:
 
 
 _LOGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,31}://([^/?#@:\s]{1,200})(?::([^/?#@\s]{0,200}))?@")
+_MIN_LOGIN: Final = 4
 _DIGEST = re.compile(r"""(?i)\busername=(?:"([^"]{1,200})"|([^\s",]{1,200}))""")
 
 
@@ -523,9 +524,17 @@ def named_by(authorization: str) -> list[tuple[str, str]]:
 
 
 def _credentials(name: str, password: str) -> list[tuple[str, str]]:
-    """Give the known values of a login; a service's name is none: `git` stands in many texts."""
+    """Give the known values of a login; a service's name is none: `git` stands in many texts.
+
+    Nor is what has fewer than four characters: an address can name any number of logins, and short
+    ones are looked for beside each word that could announce an id.
+    """
     pairs = (("username", unquote(name)), ("secret", unquote(password)))
-    return [(kind, text) for kind, text in pairs if text.lower().encode() not in NO_PERSON | {b""}]
+    return [
+        (kind, text)
+        for kind, text in pairs
+        if len(text) >= _MIN_LOGIN and text.lower().encode() not in NO_PERSON
+    ]
 
 
 def beside(name: str, value: str) -> str:
