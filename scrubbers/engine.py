@@ -284,6 +284,7 @@ class Ledger:
         "files",
         "formed",
         "identifiers",
+        "ids",
         "known",
         "remarks",
         "statics",
@@ -303,6 +304,7 @@ class Ledger:
         # Texts that stay because they are of their field's form. No detector looks at them; the
         # request's own values may not stand in them all the same.
         self.formed: list[str] = []
+        self.ids: list[str] = []  # those of them that are hexadecimal
         self.remarks: list[Remark] = []
         self.identifiers: list[tuple[str, str | int]] = []
         self.known: list[tuple[str, str]] = []
@@ -712,18 +714,13 @@ def _known(joined: str, contract: Any, rules: Rules, ledger: Ledger) -> KnownVal
     Fields whose text, though of its form, holds one of them are taken out.
     """
     known = KnownValues(ledger.known)
-    formed = ledger.event_id
-    if ledger.formed:
-        formed = SEPARATOR.join((*ledger.formed, formed))
+    ids, formed = SEPARATOR.join((*ledger.ids, ledger.event_id)), SEPARATOR.join(ledger.formed)
+    filled = PADDING in ids or PADDING in formed or known.may_fill(ids)
     # One search of all there is costs less than one of each sort.
-    if (
-        PADDING not in formed
-        and joined.isascii()
-        and not known.may_stand_in(joined + SEPARATOR + formed)
-    ):
+    if not filled and joined.isascii() and not known.may_stand_in(joined + SEPARATOR + formed):
         return None
-    if PADDING in formed or known.may_stand_in(formed):
-        held = known.in_forms({*ledger.formed, ledger.event_id})
+    if filled or known.may_stand_in(formed):
+        held = known.in_forms({*ledger.formed, *ledger.ids, ledger.event_id})
         for owner, name, _, path, tail, _ in rules.forms(contract, held) if held else ():
             setattr(owner, name, None)
             where = (*whole(path, tail[0]), *tail[1:])

@@ -265,6 +265,25 @@ class KnownValues:
         """Tell quickly whether any of the values can be in an ASCII text; most hold none."""
         return self._may_stand_in(text.lower(), text, text.encode())
 
+    def may_fill(self, ids: str) -> bool:
+        """As `may_stand_in`, for hexadecimal ids: what `in_forms` would find in one, or more.
+
+        Ids are long runs of characters, as is what Base64 makes of a value; but they are not
+        looked for in Base64, and so need not be asked for it.
+        """
+        folded = ids.lower().replace("-", "")
+        for _, value in dict.fromkeys(self._given):
+            form = _form(value)
+            if len(form) < _MIN_ANYWHERE:
+                continue
+            if form.replace("-", "").lower().lstrip("0") in folded:
+                return True
+            if form.encode().hex() in folded:
+                return True
+            if form.isdecimal() and len(form) <= _MAX_NUMBER_DIGITS and f"{int(form):x}" in folded:
+                return True
+        return False
+
     def in_forms(self, texts: Collection[str]) -> set[str]:
         """Tell which of some technical texts hold a value, though they are of their field's form.
 

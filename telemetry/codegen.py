@@ -172,6 +172,11 @@ def _is_compared(entry: Field) -> bool:
 _CLOSED_FORMS = frozenset(("level", "declared"))
 
 
+def _kept_in(entry: Field) -> str:
+    """Say which list of the ledger takes a text that is kept for its form."""
+    return "c.ids" if entry.form == "hex" else "c.formed"
+
+
 def _emit_text(entry: Field, value: str, out: _Source) -> None:
     """Have a text, or all texts of a list or map, searched."""
     many = entry.shape in ("list", "map")
@@ -181,7 +186,8 @@ def _emit_text(entry: Field, value: str, out: _Source) -> None:
         out(1, f"if {value} and not {quiet}: {into}")
         return
     if entry.form and not many:
-        out(1, f"if {value}: (c.formed if {entry.form}({value}) else c.texts).append({value})")
+        kept = _kept_in(entry)
+        out(1, f"if {value}: ({kept} if {entry.form}({value}) else c.texts).append({value})")
         return
     out(1, f"if {value}: c.texts.{'extend' if many else 'append'}({value})")
 
@@ -230,7 +236,7 @@ def _emit_leaf(  # noqa: C901, PLR0912 - one case a treatment
         out(1, f"{given}:")
         out(2, f"{value} = {seen}c.formatted({entry.form!r}, {value}, {call})")
         if _is_compared(entry):
-            out(2, f"if {value} not in PUBLIC_WORDS: c.formed.append({value})")
+            out(2, f"if {value} not in PUBLIC_WORDS: {_kept_in(entry)}.append({value})")
     elif loose and entry.shape == "long":
         low, high = entry.minimum, entry.maximum
         out(1, f"{given} and not (type({value}) is int and {low} <= {value} <= {high}):")

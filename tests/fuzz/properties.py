@@ -183,6 +183,7 @@ class _Slowly:
         self._rules = rules
         self.treatments = rules.treatments
         self.rewrite, self.slots, self.encode = rules.rewrite, rules.slots, rules.encode
+        self.forms = rules.forms
 
     def decode(self, raw: bytes, ledger: Ledger) -> Any:
         return self._rules._decode_slowly(raw, ledger)

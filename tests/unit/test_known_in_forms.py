@@ -6,10 +6,12 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from making import shipped
 
 from scrubbers.engine import Outcome, rescrub, scrub
-from scrubbers.known_values import KnownValues
+from scrubbers.known_values import PADDING, KnownValues
 
 UUID = "8f14e45f-ceea-467a-9a36-dedd4bea2543"
 HEX = UUID.replace("-", "")
@@ -124,3 +126,32 @@ def test_a_uuid_is_known_with_and_without_its_hyphens() -> None:
         known = KnownValues([("account", value)])
         assert known.found_in(f"no board of {other}"), value
         assert known.found_in(f"no board of {other.upper()}"), value
+
+
+DIGITS = st.text("0123456789abcdef", min_size=1, max_size=32)
+VALUES = st.one_of(
+    st.integers(0, 10**12).map(str),
+    st.integers(0, 2**64).map(lambda n: f"{n:016x}"),
+    st.uuids().map(str),
+    st.text("abcdef0123456789-ghxyz.@", min_size=4, max_size=20),
+)
+
+
+@given(value=VALUES, before=DIGITS, behind=DIGITS, how=st.integers(0, 4))
+def test_an_id_that_holds_a_value_is_never_passed_over(
+    value: str, before: str, behind: str, how: int
+) -> None:
+    """The quick look at ids says yes wherever the thorough one finds something."""
+    forms = (
+        value.replace("-", ""),
+        value.encode().hex(),
+        f"{int(value):x}" if value.isdigit() else value,
+        value.upper(),
+        value,
+    )
+    known = KnownValues([("account", value)])
+    for text in (forms[how], before + forms[how] + behind, "0" * 8 + forms[how]):
+        sure = PADDING in text or known.may_fill(text)
+        hexadecimal = set(text) <= set("0123456789abcdefABCDEF-")
+        if known.in_forms({text}):
+            assert sure or (not hexadecimal and known.may_stand_in(text))
